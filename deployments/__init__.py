@@ -1,0 +1,1 @@
+"""How the project's own servers are started and stopped."""

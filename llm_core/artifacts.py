@@ -1,0 +1,127 @@
+"""Products on disk: a directory that appears whole or not at all.
+
+A product is written into a temporary directory beside its place; the manifest, which lists every file with its size
+and SHA-256, is written last; everything is flushed to disk; then the directory is renamed. So a directory that
+holds a manifest is whole, whatever was killed and whenever. Products hold no clock, host name or run id: the same
+inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm_core.contract import BadInput
+
+MANIFEST = "manifest.json"
+
+
+class BrokenProduct(BadInput):
+    """A product that is absent, half-made or altered."""
+
+
+@contextmanager
+def new_product(out: Path, kind: str, facts: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """Yield an empty directory to fill; when the block ends without an error it becomes `out`, with a manifest.
+
+    `facts` (counts, algorithm names) may be filled until the block ends; they stand in the manifest under "facts".
+    An existing `out` is replaced.
+    """
+    staging = out.with_name(f".{out.name}.part")
+    _remove(staging)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    except BaseException:
+        _remove(staging)
+        raise
+    _seal(staging, kind, facts or {})
+    _replace(staging, out)
+
+
+def _seal(folder: Path, kind: str, facts: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        path.chmod(0o644)
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        _sync(path)
+    write_atomic(folder / MANIFEST, dump_json({"kind": kind, "facts": facts, "files": files}))
+    for directory in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
+        _sync(directory)
+
+
+def _replace(staging: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    _remove(old)
+    if out.exists():
+        out.rename(old)
+    staging.rename(out)
+    _sync(out.parent)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def dump_json(value: Any) -> bytes:
+    """JSON with sorted keys and a final newline: the same value gives the same bytes."""
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old bytes or the new ones, never a part."""
+    partial = path.with_name(f".{path.name}.part")
+    with open(partial, "wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_manifest(product: Path, kind: str | None = None) -> dict[str, Any]:
+    """The manifest of a product. Raises `BrokenProduct` if there is none, or if it is of another kind."""
+    path = product / MANIFEST
+    if not path.is_file():
+        raise BrokenProduct(f"{product}: no whole product here (no {MANIFEST}); run the stage that makes it")
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    if kind is not None and manifest["kind"] != kind:
+        raise BrokenProduct(f"{product}: holds {manifest['kind']!r}, not {kind!r}")
+    return manifest
+
+
+def verify(product: Path) -> None:
+    """Compare every file with the manifest. Raises `BrokenProduct` naming the first file that differs."""
+    for name, entry in read_manifest(product)["files"].items():
+        path = product / name
+        if not path.is_file():
+            raise BrokenProduct(f"{path}: missing, though the manifest lists it")
+        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            raise BrokenProduct(f"{path}: its bytes differ from the manifest")
+
+
+def digest(product: Path) -> str:
+    """Hex SHA-256 of the manifest: equal digests mean equal products."""
+    read_manifest(product)
+    return sha256(product / MANIFEST)

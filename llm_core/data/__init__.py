@@ -1,0 +1,1 @@
+"""From web pages and datasets to token shards."""

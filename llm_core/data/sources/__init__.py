@@ -1,0 +1,1 @@
+"""Where raw data comes from: the embedded default, public datasets, local files."""

@@ -1,0 +1,1 @@
+"""The polite crawl: frontier, spider, WARC."""

@@ -1,0 +1,1 @@
+"""Evaluation sets that are made here."""

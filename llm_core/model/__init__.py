@@ -1,0 +1,1 @@
+"""One Transformer, its configuration, sampling and files."""

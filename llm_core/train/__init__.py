@@ -1,0 +1,1 @@
+"""One training loop, and the stages pretrain and sft that use it."""
