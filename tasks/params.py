@@ -1,0 +1,95 @@
+"""params.yaml: read, overlaid by presets and `--set`, and checked before anything starts.
+
+Every section is checked against its stage's Config. What is wrong is told in one sentence: file, field, value, bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from llm_core.contract import BadInput, Config
+from llm_core.pipeline import PIPELINE
+from llm_core.release.options import GateOptions
+
+SECTIONS: dict[str, type[Config]] = {row.verb: row.config for row in PIPELINE} | {"promote": GateOptions}
+
+Params = dict[str, Any]
+
+
+def read(path: Path) -> Params:
+    """The mapping in a YAML file, unchecked. Raises `BadInput` if it is not one."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        params = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if params is None:
+        return {}
+    if not isinstance(params, dict):
+        raise BadInput(f"{path}: must hold sections ({', '.join(SECTIONS)}), found {type(params).__name__}")
+    return params
+
+
+def check(params: Params, source: str) -> dict[str, Config]:
+    """A checked Config for every section; absent sections take their defaults. Raises `BadInput`."""
+    for section in params:
+        if section not in SECTIONS:
+            raise BadInput(f"{source}: unknown section {section!r}; the sections are {', '.join(SECTIONS)}")
+    return {section: section_config(section, params, source) for section in SECTIONS}
+
+
+def section_config(section: str, params: Params, source: str) -> Config:
+    """The checked Config of one section. Raises `BadInput`."""
+    try:
+        return SECTIONS[section].model_validate(params.get(section) or {})
+    except ValidationError as error:
+        raise BadInput(f"{source}: {_sentence(section, error)}") from None
+
+
+def _sentence(section: str, error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    field = ".".join([section, *(str(part) for part in first["loc"])])
+    if first["type"] == "extra_forbidden":
+        text = f"{field}: no such parameter (value {first['input']!r})"
+    elif first["type"] == "missing":
+        text = f"{field}: is required"
+    else:
+        text = f"{field} = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    more = len(problems) - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> Params:
+    """`base` with the values of `top` laid over it, section by section; lists are replaced whole."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_assignments(assignments: Iterable[str]) -> Params:
+    """`section.key=value` texts, the value as YAML, as nested mappings. Raises `BadInput`."""
+    params: Params = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not equals or len(keys) < 2 or not all(keys):
+            raise BadInput(f"--set {assignment}: write it as section.key=value, for example pretrain.steps=500")
+        value: Any = yaml.safe_load(text)
+        for key in reversed(keys):
+            value = {key: value}
+        params = overlay(params, value)
+    return params
+
+
+def dump(params: Params) -> str:
+    """YAML text, keys in the order given."""
+    return yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
