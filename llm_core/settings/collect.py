@@ -1,0 +1,30 @@
+"""Settings of the stage collect: which answers are compared, and who compares them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from llm_core.contract import Config
+
+
+class CollectConfig(Config):
+    """Pairs of answers with a preference, from people's votes or, until there are enough, the simulated rater."""
+
+    min_votes: int = Field(default=200, ge=1)
+    """Clear votes of people from which on they are used alone; with fewer of them the simulated rater votes."""
+    prompts: int = Field(default=2000, ge=1)
+    """Prompts answered for the simulated rater, at most: the corpus's checked dialogues of split "feedback"."""
+    samples: int = Field(default=4, ge=2, le=64)
+    """Answers sampled per prompt; each is compared with one other, so `samples` // 2 pairs a prompt."""
+    temperature: float = Field(default=1.0, gt=0.0, le=5.0)
+    """Sampling temperature of the answers."""
+    max_new_tokens: int = Field(default=24, ge=1, le=4096)
+    """Length limit of an answer, in tokens."""
+    rater_noise: float = Field(default=0.05, ge=0.0, le=0.5)
+    """Share of the simulated rater's clear votes that are flipped."""
+    validation_share: float = Field(default=0.1, gt=0.0, lt=0.5)
+    """Share of the prompts held out to judge reward model and alignment; a prompt's pairs are never divided."""
+    batch_size: int = Field(default=256, ge=1)
+    """Prompts that are sampled at once; it changes speed and memory, never the answers."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the samples and of the simulated rater."""
