@@ -35,8 +35,14 @@ class SourceSettings(Config):
     """Quality filters."""
     languages: tuple[str, ...] = ()
     """ISO 639-1 codes that are kept, for example [en]; empty keeps all and asks nothing."""
-    repeated_paragraphs: bool = True
-    """Keep paragraphs that an earlier document of this source already had; if not, they are removed."""
+    drop_repeated_paragraphs: bool = False
+    """Remove paragraphs that an earlier document of this source already had."""
+
+
+def _embedded() -> dict[str, SourceSettings]:
+    """The embedded documentation: reference pages have few stop words and repeat each other's paragraphs."""
+    filters = FilterSettings(gopher_quality=False, gopher_repetition=False)
+    return {"python": SourceSettings(filters=filters, drop_repeated_paragraphs=True)}
 
 
 class CleanConfig(Config):
@@ -44,11 +50,7 @@ class CleanConfig(Config):
 
     default: SourceSettings = SourceSettings()
     """Settings of every source that `sources` does not name."""
-    sources: dict[str, SourceSettings] = {
-        "python": SourceSettings(
-            filters=FilterSettings(gopher_quality=False, gopher_repetition=False), repeated_paragraphs=False
-        )
-    }
+    sources: dict[str, SourceSettings] = Field(default_factory=_embedded)
     """Settings by source name."""
     engine: Literal["trafilatura", "resiliparse"] = "trafilatura"
     """Extraction where no rule applies: trafilatura is more exact, resiliparse about nine times faster."""
@@ -56,8 +58,8 @@ class CleanConfig(Config):
     """Largest page that is parsed, bytes, 10,000 to 50,000,000."""
     timeout_seconds: float = Field(default=20.0, gt=0, le=600)
     """Seconds that the extraction of one page may take, up to 600."""
-    exact_duplicates: bool = False
-    """Keep documents whose normalised text an earlier document already had."""
+    drop_duplicates: bool = True
+    """Remove documents whose normalised text an earlier document already had."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of groups held out for validation, above 0 and below 0.5."""
     feedback_share: float = Field(default=0.25, ge=0, lt=0.5)
