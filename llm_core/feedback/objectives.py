@@ -181,7 +181,7 @@ def token_rewards(
 
 
 def whiten(values_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Values over their deviation under the mask (unbiased variance + 1e-8); the mean is taken off unless told not to."""
+    """Values over their deviation under the mask (unbiased variance + 1e-8), less their mean unless told not to."""
     count = mask_BT.sum()
     mean = (values_BT * mask_BT).sum() / count
     variance = ((values_BT - mean) ** 2 * mask_BT).sum() / count * count / (count - 1)
