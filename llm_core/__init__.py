@@ -1,1 +1,1 @@
-"""The library: data, model, training, feedback, evaluation and release. Knows no orchestrator, tracker or data versioner."""
+"""The library: data, model, training, feedback, evaluation, release. Knows no orchestrator, tracker or versioner."""

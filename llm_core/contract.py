@@ -48,12 +48,19 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A sentence for the log, for example that a run was resumed."""
+    """A sentence for the log."""
 
     text: str
 
 
-Event = Metric | Progress | Note
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The work continues from this step of a curve: figures told before for later steps are void."""
+
+    step: int
+
+
+Event = Metric | Progress | Note | Resumed
 Emit = Callable[[Event], None]
 Row = Mapping[str, str | float | int | bool | None]
 

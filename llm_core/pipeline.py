@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from llm_core.contract import Config, Report
+from llm_core.contract import BadInput, Config, Report
 from llm_core.settings.acquire import AcquireConfig
 from llm_core.settings.align import AlignConfig
 from llm_core.settings.clean import CleanConfig
@@ -41,7 +40,8 @@ class Stage:
 
 
 PIPELINE: tuple[Stage, ...] = (
-    Stage("acquire", "llm_core.data.acquire", AcquireConfig, (), "raw", "crawl the web, read public datasets and files"),
+    Stage("acquire", "llm_core.data.acquire", AcquireConfig, (), "raw",
+          "crawl the web, read public datasets and files"),
     Stage("clean", "llm_core.data.clean", CleanConfig, ("raw",), "corpus",
           "extract text, repair characters, filter, drop duplicates; every drop keeps its reason",
           {"rules": "rules"}),
@@ -65,12 +65,10 @@ MODELS = frozenset({"base", "chat", "reward", "aligned"})
 
 
 def stage(verb: str) -> Stage:
-    """The row of a verb. Raises `KeyError` for an unknown one."""
-    return next(row for row in PIPELINE if row.verb == verb) if verb in VERBS else _unknown(verb)
-
-
-def _unknown(verb: str) -> Any:
-    raise KeyError(f"no stage {verb!r}; the stages are {', '.join(VERBS)}")
+    """The row of a verb. Raises `BadInput` for an unknown one."""
+    if verb not in VERBS:
+        raise BadInput(f"no stage {verb!r}; the stages are {', '.join(VERBS)}")
+    return next(row for row in PIPELINE if row.verb == verb)
 
 
 VERBS: tuple[str, ...] = tuple(row.verb for row in PIPELINE)

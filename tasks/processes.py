@@ -1,0 +1,41 @@
+"""Processes that end when they should: children die with their parent, and a whole group is ended by one call."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+PR_SET_PDEATHSIG = 1
+GRACE_S = 10.0
+
+
+def die_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its parent ends; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def group_alive(group: int) -> bool:
+    """Whether any process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def end_group(process: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
+    """SIGTERM to the group that `process` leads, SIGKILL after `grace_s`; returns when the whole group is gone."""
+    for sign, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        if not group_alive(process.pid):
+            break
+        os.killpg(process.pid, sign)
+        deadline = time.monotonic() + patience
+        while group_alive(process.pid) and time.monotonic() < deadline:
+            process.poll()  # a zombie child would keep the group alive
+            time.sleep(0.05)
+    process.wait()

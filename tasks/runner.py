@@ -1,0 +1,126 @@
+"""perform(stage): fresh? leave it. Else let DVC run or restore it in a child process, and show how it goes.
+
+The child is `dvc repro --single-item STAGE`, so both doors do the same by construction. It leads a process group of
+its own; whatever ends this process ends the group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llm_core.contract import BadInput
+from tasks import processes
+from tasks.freshness import Freshness
+from tasks.workspace import Workspace
+
+POLL_S = 0.1
+
+
+class StageFailed(RuntimeError):
+    """A stage ended with an error; the message is the stage's own sentence and where its log is."""
+
+
+class Display(Protocol):
+    """Who shows a stage's progress to people."""
+
+    def begin(self, verb: str, why: list[str]) -> None: ...
+    def event(self, verb: str, event: dict[str, Any]) -> None: ...
+    def end(self, verb: str, outcome: str, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage: `fresh`, `restored` (from the cache, nothing ran) or `ran`; seconds of wall clock."""
+
+    state: str
+    seconds: float = 0.0
+
+
+def perform(space: Workspace, verb: str, freshness: Freshness, display: Display, *, force: bool = False) -> Outcome:
+    """Bring one stage's product up to date. Raises `StageFailed`, or `BadInput` if the stage was given bad input."""
+    why = freshness.why_stale(verb) or (["forced"] if force else [])
+    if not why:
+        display.end(verb, "fresh", 0.0)
+        return Outcome("fresh")
+    display.begin(verb, why)
+    began = time.monotonic()
+    started = _run_child(space, verb, display, force)
+    outcome = Outcome("ran" if started else "restored", time.monotonic() - began)
+    freshness.changed(verb)
+    display.end(verb, outcome.state, outcome.seconds)
+    return outcome
+
+
+def _run_child(space: Workspace, verb: str, display: Display, force: bool) -> bool:
+    """Run DVC's child to its end, showing its events; whether the stage itself ran."""
+    events, log = space.events(verb), space.log(verb)
+    for path in (events, log):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), verb]
+    with open(log, "ab") as output:
+        child = subprocess.Popen(
+            command,
+            cwd=space.root,
+            env=child_environment(events),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=processes.die_with_parent,
+        )
+    seen: list[dict[str, Any]] = []
+    try:
+        for event in _follow(events, child):
+            seen.append(event)
+            display.event(verb, event)
+    finally:
+        if child.poll() is None:
+            processes.end_group(child)
+    if child.returncode != 0:
+        raise _failure(verb, seen, log)
+    return any(event["event"] == "started" for event in seen)
+
+
+def child_environment(events: Path) -> dict[str, str]:
+    """This process's environment with the virtual environment's programs first, and where to tell events."""
+    programs = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", os.defpath)
+    return os.environ | {
+        "GROUNDUP_EVENTS": str(events),
+        "PATH": path if path.startswith(programs) else f"{programs}{os.pathsep}{path}",
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def _follow(events: Path, child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    """Whole lines of the growing events file, until the child has ended and all are read."""
+    with open(events) as handle:
+        partial = ""
+        while True:
+            ended = child.poll() is not None
+            while line := handle.readline():
+                partial += line
+                if partial.endswith("\n"):
+                    yield json.loads(partial)
+                    partial = ""
+            if ended:
+                return
+            time.sleep(POLL_S)
+
+
+def _failure(verb: str, seen: list[dict[str, Any]], log: Path) -> Exception:
+    told = [event for event in seen if event["event"] == "failed"]
+    if told and told[-1]["code"] == 2:
+        return BadInput(told[-1]["text"])
+    errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("ERROR")]
+    text = told[-1]["text"] if told else errors[0] if errors else "ended without a word"
+    return StageFailed(f"{verb}: {text} (log: {log})")

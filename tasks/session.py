@@ -1,0 +1,97 @@
+"""One run over a workspace: its lock, what is stale, what was asked for, and what became of each stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from llm_core.pipeline import PIPELINE, stage
+from tasks import freshness, runner
+from tasks.display import TerminalDisplay
+from tasks.runner import Outcome
+from tasks.workspace import Workspace
+
+
+@dataclass
+class Session:
+    """State of one run; `wanted` are the stages asked for and all they need, `forced` run even if fresh."""
+
+    space: Workspace
+    wanted: frozenset[str]
+    forced: frozenset[str]
+    fresh: freshness.Freshness
+    display: TerminalDisplay
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def perform(self, verb: str) -> Outcome:
+        """Bring one stage up to date, unless it was not asked for."""
+        if verb in self.wanted:
+            outcome = runner.perform(self.space, verb, self.fresh, self.display, force=verb in self.forced)
+        else:
+            outcome = Outcome("skipped")
+        self.outcomes[verb] = outcome
+        return outcome
+
+
+def with_needs(verbs: Sequence[str]) -> frozenset[str]:
+    """The stages named and every stage whose product they need, directly or not; all stages if none is named."""
+    if not verbs:
+        return frozenset(row.verb for row in PIPELINE)
+    wanted = {stage(verb).verb for verb in verbs}
+    for row in reversed(PIPELINE):
+        if row.verb in wanted:
+            wanted |= {maker.verb for maker in PIPELINE if maker.makes in row.needs}
+    return frozenset(wanted)
+
+
+@contextmanager
+def open_session(root: Path, verbs: Sequence[str] = (), force: Sequence[str] = ()) -> Iterator[Session]:
+    """Check all settings, lock the workspace, ask what is stale. Raises `BadInput` before anything has started."""
+    space = Workspace.at(root)
+    space.configs()
+    wanted, forced = with_needs(verbs), frozenset(stage(verb).verb for verb in force)
+    display = TerminalDisplay()
+    with _locked(space, display):
+        session = Session(space, wanted | forced, forced, freshness.Freshness(space), display)
+        try:
+            yield session
+        finally:
+            display.close()
+            if ran := [verb for verb, outcome in session.outcomes.items() if outcome.state == "ran"]:
+                freshness.relink(space, ran)
+
+
+@contextmanager
+def _locked(space: Workspace, display: TerminalDisplay) -> Iterator[None]:
+    """The workspace's lock; says who holds it while it waits."""
+    folder = space.root / ".groundup"
+    folder.mkdir(exist_ok=True)
+    lock, holder = FileLock(folder / "lock"), folder / "lock-holder.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        display.console.print(f"{space.root} is in use by {holder_text(space)}; waiting for it to end")
+        lock.acquire()
+    try:
+        holder.write_text(json.dumps({"pid": os.getpid(), "since": time.strftime("%H:%M:%S")}))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def holder_text(space: Workspace) -> str:
+    """Who holds the workspace's lock, in words."""
+    path = space.root / ".groundup" / "lock-holder.json"
+    if not path.is_file():
+        return "another run"
+    holder = json.loads(path.read_text())
+    return f"process {holder['pid']}, which began at {holder['since']}"
+

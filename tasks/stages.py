@@ -1,0 +1,91 @@
+"""One Prefect task a stage. A task's whole content is policy: retries, time limit, tags.
+
+Tasks are called directly, never submitted: the stage's child process follows the thread that started it, and a time
+limit reaches only a task that runs in the main thread. Prefect's own caching stays off; DVC decides what is fresh.
+Arguments after the first say, to the reader and to the UI, which products a stage stands on.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from llm_core.pipeline import stage
+from tasks.promote import promote as decide_promotion
+from tasks.session import Session
+
+NETWORK = {"retries": 2, "retry_delay_seconds": 10, "tags": ["network"]}
+DATA = {"tags": ["data"], "timeout_seconds": timedelta(days=2).total_seconds()}
+TRAINING = {"tags": ["training"], "timeout_seconds": timedelta(days=14).total_seconds()}
+
+
+def _perform(session: Session, verb: str) -> State[Path]:
+    outcome = session.perform(verb)
+    return Completed(name=outcome.state.capitalize(), data=session.space.product(stage(verb).makes))
+
+
+@task(name="acquire", cache_policy=NO_CACHE, **NETWORK)
+def acquire(session: Session) -> State[Path]:
+    """Crawl the web, read public datasets and files."""
+    return _perform(session, "acquire")
+
+
+@task(name="clean", cache_policy=NO_CACHE, **DATA)
+def clean(session: Session, raw: Path) -> State[Path]:
+    """Pages become documents; what is dropped keeps its reason."""
+    return _perform(session, "clean")
+
+
+@task(name="tokenize", cache_policy=NO_CACHE, **DATA)
+def tokenize(session: Session, corpus: Path) -> State[Path]:
+    """Documents become token shards."""
+    return _perform(session, "tokenize")
+
+
+@task(name="pretrain", cache_policy=NO_CACHE, **TRAINING)
+def pretrain(session: Session, shards: Path) -> State[Path]:
+    """The model learns from pages."""
+    return _perform(session, "pretrain")
+
+
+@task(name="sft", cache_policy=NO_CACHE, **TRAINING)
+def sft(session: Session, base: Path, shards: Path) -> State[Path]:
+    """The model learns to answer."""
+    return _perform(session, "sft")
+
+
+@task(name="collect", cache_policy=NO_CACHE, **TRAINING)
+def collect(session: Session, chat: Path, corpus: Path) -> State[Path]:
+    """Pairs of answers and the votes on them."""
+    return _perform(session, "collect")
+
+
+@task(name="reward", cache_policy=NO_CACHE, **TRAINING)
+def reward(session: Session, chat: Path, votes: Path) -> State[Path]:
+    """A model of what people prefer."""
+    return _perform(session, "reward")
+
+
+@task(name="align", cache_policy=NO_CACHE, **TRAINING)
+def align(session: Session, chat: Path, reward: Path, votes: Path) -> State[Path]:
+    """The chat model follows the feedback."""
+    return _perform(session, "align")
+
+
+@task(name="evaluate", cache_policy=NO_CACHE, **TRAINING)
+def evaluate(
+    session: Session, base: Path, chat: Path, aligned: Path, reward: Path, shards: Path, corpus: Path
+) -> State[Path]:
+    """What each model can do, with intervals."""
+    return _perform(session, "evaluate")
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote(session: Session, scores: Path) -> State[str]:
+    """The gate decides who is champion; a refusal is a successful run."""
+    verdict = decide_promotion(session, scores)
+    return Completed(name=verdict.state.capitalize(), data=verdict)

@@ -1,0 +1,114 @@
+"""What a finished run tells: an artifact on the Prefect run's page, a run in MLflow, and the links that are printed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_core import artifacts
+from tasks import tracking
+from tasks.promote import Promotion
+from tasks.session import Session
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Stage outcomes, the gate's word, and where to look."""
+
+    states: Mapping[str, str]
+    stage_seconds: float
+    peak_rss_mb: float
+    promotion: Promotion
+    links: Mapping[str, str]
+
+
+def run_name() -> str:
+    """Name of the Prefect run: the workspace and the time of day."""
+    from prefect.runtime import flow_run
+
+    workspace = Path(flow_run.parameters["workspace"]).resolve()
+    name = workspace.name if workspace.parent.name == "runs" else "main"
+    return f"{name} {time.strftime('%H:%M:%S')}"
+
+
+def tell(session: Session, promotion: Promotion, page: Path) -> Summary:
+    """Sum up a run and leave the summary where people look for it."""
+    reports = {verb: session.space.read_report(verb) or {} for verb in session.outcomes}
+    ran = [verb for verb, outcome in session.outcomes.items() if outcome.state == "ran"]
+    summary = Summary(
+        states={verb: outcome.state for verb, outcome in session.outcomes.items()},
+        stage_seconds=sum(reports[verb]["run"]["seconds"] for verb in ran),
+        peak_rss_mb=max([reports[verb]["run"]["peak_rss_mb"] for verb in ran], default=0.0),
+        promotion=promotion,
+        links=_links(session, page, reports),
+    )
+    _prefect_artifact(summary, reports)
+    if ran or promotion.state == "ran":
+        _mlflow_run(session, summary, reports)
+    return summary
+
+
+def _links(session: Session, page: Path, reports: Mapping[str, Any]) -> dict[str, str]:
+    from prefect.runtime import flow_run
+    from prefect.settings import PREFECT_UI_URL
+
+    links = {"report": page.as_uri()}
+    ui = PREFECT_UI_URL.value() or os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    if ui and flow_run.id:
+        links["Prefect run"] = f"{ui}/runs/flow-run/{flow_run.id}"
+    uri = tracking.tracking_uri(session.space.project)
+    experiment = _experiment_of("pretrain", uri)
+    if uri and experiment:
+        links["MLflow charts"] = tracking.charts_link(uri, experiment)
+    return links
+
+
+def _experiment_of(stage: str, uri: str | None) -> str | None:
+    """The id of a stage's experiment, by a plain request: importing mlflow takes seconds."""
+    import json
+    import urllib.error
+    import urllib.parse
+    import urllib.request
+
+    query = urllib.parse.urlencode({"experiment_name": tracking.EXPERIMENT.format(stage)})
+    try:
+        with urllib.request.urlopen(f"{uri}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=5) as response:
+            return str(json.load(response)["experiment"]["experiment_id"])
+    except (urllib.error.URLError, OSError, ValueError, KeyError):
+        return None
+
+
+def _prefect_artifact(summary: Summary, reports: Mapping[str, Any]) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
+    lines = ["| stage | state | seconds | MLflow run |", "| --- | --- | --- | --- |"]
+    for verb, state in summary.states.items():
+        run = reports[verb].get("run", {})
+        lines.append(f"| {verb} | {state} | {run.get('seconds', '')} | {run.get('mlflow_run_id') or ''} |")
+    lines += ["", f"**Gate:** {summary.promotion.reason}", ""]
+    lines += [f"- {name}: <{link}>" for name, link in summary.links.items()]
+    create_markdown_artifact("\n".join(lines), key="summary", description="What became of each stage")
+
+
+def _mlflow_run(session: Session, summary: Summary, reports: Mapping[str, Any]) -> None:
+    """One run in `groundup/build` that joins the stages' runs; a tracker that is down only costs this page."""
+    uri = tracking.tracking_uri(session.space.project)
+    if uri is None:
+        return
+    try:
+        client = tracking.client(uri)
+        tags = {"workspace": session.space.name, "build": os.environ.get("GROUNDUP_BUILD", "")}
+        tags |= {f"run.{verb}": reports[verb].get("run", {}).get("mlflow_run_id") or "" for verb in summary.states}
+        tags |= {f"state.{verb}": state for verb, state in summary.states.items()}
+        run = client.create_run(tracking.experiment_id(client, "build"), tags=tags, run_name=session.space.name)
+        for verb, report in reports.items():
+            for name, value in report.get("metrics", {}).items():
+                client.log_metric(run.info.run_id, f"{verb}/{name}", value)
+        client.log_text(run.info.run_id, artifacts.dump_json(reports).decode(), "reports.json")
+        client.set_terminated(run.info.run_id)
+    except Exception as error:
+        session.display.console.print(f"MLflow did not take the run's summary: {error}", markup=False)

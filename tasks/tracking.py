@@ -1,0 +1,170 @@
+"""MLflow: every run of a stage, forwarded from its record on disk, so that a tracker that is down loses nothing.
+
+A record is a directory: run.json (who, with what), metrics.jsonl (the truth, written first by the stage's process),
+artifacts/ and status (at the end), sent.json (the MLflow run and how much of it has arrived). `Forwarder` sends it in
+batches from a thread while the stage works; `sync` sends later what could not be sent then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_core import artifacts
+
+EXPERIMENT = "groundup/{}"
+BATCH = 1000  # MLflow's limit for one call
+
+
+def tracking_uri(project: Path) -> str | None:
+    """The tracking server: MLFLOW_TRACKING_URI, else the project's own if it has one running, else None."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    state = project / ".run" / "mlflow.json"
+    return json.loads(state.read_text())["url"] if state.is_file() else None
+
+
+def client(uri: str) -> Any:
+    """An MLflow client with short patience: a dead tracker must not hold up a stage."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow  # takes seconds, and is needed only where something is logged
+
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(mlflow_client: Any, name: str) -> str:
+    """The id of experiment `groundup/<name>`, made if absent."""
+    full = EXPERIMENT.format(name)
+    found = mlflow_client.get_experiment_by_name(full)
+    return str(found.experiment_id if found else mlflow_client.create_experiment(full))
+
+
+def charts_link(uri: str, experiment: str) -> str:
+    """The page on which the curves of an experiment's runs draw together."""
+    return f"{uri}/#/experiments/{experiment}/runs?compareRunsMode=CHART&workflowType=machine_learning"
+
+
+class Sender:
+    """Sends one record to MLflow; each call continues where the last one, or an earlier process, stopped."""
+
+    def __init__(self, record: Path, uri: str) -> None:
+        self.record = record
+        self.client = client(uri)
+        self.info = json.loads((record / "run.json").read_text())
+        sent = record / "sent.json"
+        self.sent: dict[str, Any] = json.loads(sent.read_text()) if sent.is_file() else {"run_id": None, "lines": 0}
+        if self.sent["run_id"] is None:
+            self._open_run()
+        else:
+            self.client.update_run(self.sent["run_id"], status="RUNNING")
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run of this record."""
+        return str(self.sent["run_id"])
+
+    def _open_run(self) -> None:
+        from mlflow.entities import Dataset, DatasetInput, Param
+
+        experiment = experiment_id(self.client, self.info["stage"])
+        name = f"{self.info['tags']['workspace']}-{self.info['tags']['fingerprint'][:6]}"
+        run_id = self.client.create_run(experiment, tags=self.info["tags"], run_name=name).info.run_id
+        parameters = [Param(key, value[:6000]) for key, value in self.info["params"].items()]
+        for start in range(0, len(parameters), 100):
+            self.client.log_batch(run_id, params=parameters[start : start + 100])
+        datasets = [
+            DatasetInput(Dataset(name, digest[:36], "local", json.dumps({"sha256": digest})))
+            for name, digest in self.info["inputs"].items()
+        ]
+        if datasets:
+            self.client.log_inputs(run_id, datasets)
+        self._remember(run_id=run_id)
+
+    def _remember(self, **values: Any) -> None:
+        self.sent |= values
+        artifacts.write_atomic(self.record / "sent.json", artifacts.dump_json(self.sent))
+
+    def send_metrics(self) -> None:
+        """Send the lines of metrics.jsonl that have not been sent; a resumed run's repeated steps are left out."""
+        from mlflow.entities import Metric
+
+        points, lines = [], 0
+        for line in _lines(self.record / "metrics.jsonl", self.sent["lines"]):
+            row, lines = json.loads(line), lines + 1
+            points += [Metric(key, value, row["time"], row["step"]) for key, value in row["values"].items()]
+        for start in range(0, len(points), BATCH):
+            self.client.log_batch(self.run_id, metrics=points[start : start + BATCH])
+        if lines:
+            self._remember(lines=self.sent["lines"] + lines)
+
+    def finish(self) -> None:
+        """Send what stands at the end: final metrics are in metrics.jsonl already; artifacts and the status."""
+        self.send_metrics()
+        folder, status = self.record / "artifacts", self.record / "status"
+        if folder.is_dir():
+            self.client.log_artifacts(self.run_id, str(folder))
+        self.client.set_terminated(self.run_id, status.read_text() if status.is_file() else "FAILED")
+
+
+def _lines(path: Path, start: int) -> Iterator[str]:
+    """Whole lines of a file that may be growing, from line `start` on."""
+    if path.is_file():
+        with open(path) as handle:
+            for number, line in enumerate(handle):
+                if number >= start and line.endswith("\n"):
+                    yield line
+
+
+class Forwarder(threading.Thread):
+    """Sends a record while the stage works. Whatever goes wrong is kept in `error`, never raised into the stage."""
+
+    def __init__(self, record: Path, uri: str, on_run: Callable[[str], None]) -> None:
+        super().__init__(daemon=True, name="mlflow-forwarder")
+        self.record, self.uri, self.on_run = record, uri, on_run
+        self.opened, self.ended = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            sender = Sender(self.record, self.uri)
+            self.on_run(sender.run_id)
+            self.opened.set()
+            while not self.ended.wait(2.0):
+                sender.send_metrics()
+            sender.finish()
+        except Exception as error:  # a tracker's failure must never fail a stage; the caller warns and keeps the record
+            self.error = error
+        finally:
+            self.opened.set()
+
+    def close(self, patience_s: float = 60.0) -> Exception | None:
+        """Wait until all is sent; returns what went wrong, if anything did."""
+        self.ended.set()
+        self.join(patience_s)
+        return TimeoutError(f"no answer within {patience_s:.0f} s") if self.is_alive() else self.error
+
+
+def keep_for_later(record: Path, project: Path) -> None:
+    """Put a record that could not be sent into the outbox."""
+    target = project / ".groundup" / "outbox" / f"{record.parent.name}"
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(record, target)
+
+
+def sync(project: Path, uri: str) -> list[str]:
+    """Send everything in the outbox. Returns the names of the records sent; raises what MLflow raises."""
+    names = []
+    for record in sorted((project / ".groundup" / "outbox").glob("*")):
+        Sender(record, uri).finish()
+        shutil.rmtree(record)
+        names.append(record.name)
+    return names
