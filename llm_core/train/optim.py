@@ -1,0 +1,186 @@
+"""Muon for the hidden matrices, AdamW for the rest, both written out.
+
+Muon (Keller Jordan 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a matrix by the nearest
+orthogonal matrix, found by a few Newton-Schulz steps. Matrices of one shape are stacked, so that a step is a handful of
+batched products. AdamW is Loshchilov and Hutter 2019 in `torch._foreach` calls: importing torch.optim would load the
+compiler, which costs more seconds than the first hundred steps of a small model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the Newton-Schulz step, chosen by Jordan for the steepest rise at 0."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Base learning rates (a schedule multiplies them) and decays. See `settings.pretrain.OptimizerSettings`."""
+
+    name: Literal["muon", "adamw"] = "adamw"
+    learning_rate: float = 3e-4
+    embedding_learning_rate: float | None = None
+    matrix_learning_rate: float = 0.02
+    weight_decay: float = 0.1
+    matrix_weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    momentum: float = 0.95
+
+
+def orthogonalise(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
+    """About the nearest orthogonal matrix of each [R, C] with R <= C: singular values between 0.7 and 1.2."""
+    a, b, c = QUINTIC
+    x: Tensor = matrices_NRC / (matrices_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.transpose(1, 2)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
+
+
+class Muon:
+    """Nesterov momentum, orthogonalised, times the learning rate and sqrt(max(1, rows / columns))."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], rate: float, momentum: float, decay: float):
+        self.parameters = dict(parameters)
+        self.rate, self.momentum, self.decay = rate, momentum, decay
+        self.state = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.groups: dict[tuple[int, int], list[str]] = {}
+        for name, p in self.parameters.items():
+            rows, columns = sorted(p.shape)
+            self.groups.setdefault((rows, columns), []).append(name)
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """One update from the gradients, at `factor` times the base learning rate."""
+        rate = self.rate * factor
+        for names in self.groups.values():
+            parameters: list[Tensor] = [self.parameters[name] for name in names]
+            grads = [p.grad for p in parameters if p.grad is not None]
+            moments = [self.state[name] for name in names]
+            torch._foreach_lerp_(moments, grads, 1 - self.momentum)
+            ahead = torch._foreach_lerp(grads, moments, self.momentum)
+            wide = [g if g.shape[0] <= g.shape[1] else g.t() for g in ahead]
+            turned = orthogonalise(torch.stack(wide))
+            if self.decay:
+                torch._foreach_mul_(parameters, 1 - rate * self.decay)
+            for p, update in zip(parameters, turned, strict=True):
+                rows, columns = p.shape
+                scale = max(1.0, rows / columns) ** 0.5
+                p.add_(update if rows <= columns else update.t(), alpha=-rate * scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State by name, for a resume point."""
+        return {f"muon.{name}": value for name, value in self.state.items()}
+
+
+class AdamW:
+    """Adam with bias correction and decoupled weight decay."""
+
+    def __init__(
+        self, parameters: Iterable[tuple[str, nn.Parameter]], rate: float, betas: tuple[float, float], decay: float
+    ):
+        self.parameters = dict(parameters)
+        self.rate, self.betas, self.decay, self.eps = rate, betas, decay, 1e-8
+        self.mean = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.square = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def step(self, factor: float, count: int) -> None:
+        """Update number `count` (from 1) from the gradients, at `factor` times the base learning rate."""
+        rate, (beta1, beta2) = self.rate * factor, self.betas
+        parameters: list[Tensor] = list(self.parameters.values())
+        grads = [p.grad for p in parameters if p.grad is not None]
+        mean, square = list(self.mean.values()), list(self.square.values())
+        torch._foreach_lerp_(mean, grads, 1 - beta1)
+        torch._foreach_mul_(square, beta2)
+        torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
+        divisor = torch._foreach_sqrt(square)
+        torch._foreach_div_(divisor, (1 - beta2**count) ** 0.5)
+        torch._foreach_add_(divisor, self.eps)
+        if self.decay:
+            torch._foreach_mul_(parameters, 1 - rate * self.decay)
+        torch._foreach_addcdiv_(parameters, mean, divisor, -rate / (1 - beta1**count))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State by name, for a resume point."""
+        mean = {f"adamw.mean.{name}": value for name, value in self.mean.items()}
+        return mean | {f"adamw.square.{name}": value for name, value in self.square.items()}
+
+
+class Optimizers:
+    """The optimisers of one model, stepped together; together they claim every trained parameter exactly once."""
+
+    def __init__(self, model: nn.Module, muon: list[Muon], adamw: list[AdamW]) -> None:
+        self.muon, self.adamw, self.count = muon, adamw, 0
+        parts: list[Muon | AdamW] = [*muon, *adamw]
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        claimed = [name for part in parts for name in part.parameters]
+        if sorted(claimed) != sorted(trained):
+            odd = sorted(trained ^ set(claimed)) or sorted(name for name in claimed if claimed.count(name) > 1)
+            raise ValueError(f"parameters claimed by no optimiser, or by two: {', '.join(odd)}")
+        self.parameters = [p for part in parts for p in part.parameters.values()]
+
+    def step(self, factor: float) -> None:
+        """One update of every parameter from its gradient; a parameter without one counts as having zeros."""
+        self.count += 1
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        for muon in self.muon:
+            muon.step(factor)
+        for adamw in self.adamw:
+            adamw.step(factor, self.count)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state by name. The tensors are the live ones, not copies."""
+        parts: list[Muon | AdamW] = [*self.muon, *self.adamw]
+        found = {name: value for part in parts for name, value in part.tensors().items()}
+        return found | {"count": torch.tensor(self.count)}
+
+    @torch.no_grad()
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over the state that `tensors` gave. Raises `KeyError` for a missing one."""
+        for name, value in self.tensors().items():
+            value.copy_(saved[name])
+        self.count = int(saved["count"])
+
+
+def make_optimizer(model: nn.Module, options: OptimizerOptions) -> Optimizers:
+    """Optimisers that claim every trained parameter of `model`.
+
+    Weight decay of AdamW falls on matrices only. With "muon", the two-dimensional weights inside the blocks go to Muon,
+    the embedding to AdamW at `embedding_learning_rate`, everything else to AdamW at `learning_rate`.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = (
+        {name for name, p in named.items() if ".layers." in name and p.dim() == 2} if options.name == "muon" else set()
+    )
+    embeddings = {name for name in named if "embed_" in name}
+    rest = {name for name in named if name not in hidden | embeddings}
+    rate, betas = options.learning_rate, (options.beta1, options.beta2)
+    embedding_rate = rate if options.embedding_learning_rate is None else options.embedding_learning_rate
+    parts = [
+        (embeddings, embedding_rate, options.weight_decay),
+        ({name for name in rest if named[name].dim() >= 2}, rate, options.weight_decay),
+        ({name for name in rest if named[name].dim() < 2}, rate, 0.0),
+    ]
+    muon = [Muon(_pick(named, hidden), options.matrix_learning_rate, options.momentum, options.matrix_weight_decay)]
+    adamw = [AdamW(_pick(named, names), lr, betas, decay) for names, lr, decay in parts if names]
+    return Optimizers(model, muon if hidden else [], adamw)
+
+
+def _pick(named: Mapping[str, nn.Parameter], names: set[str]) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in named.items() if name in names]
