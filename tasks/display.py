@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-
 LINE_EVERY_S = 10.0
 ARTIFACT_EVERY_S = 3.0
 MARKS = {"fresh": "=", "restored": "<", "ran": "+", "skipped": "-"}
@@ -30,8 +29,8 @@ class TerminalDisplay:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
-        columns = (SpinnerColumn(), TextColumn("{task.description:9}"), BarColumn(24), TextColumn("{task.fields[text]}"),
-                   TimeElapsedColumn())  # fmt: skip
+        name, text = TextColumn("{task.description:9}"), TextColumn("{task.fields[text]}")
+        columns = (SpinnerColumn(), name, BarColumn(24), text, TimeElapsedColumn())
         self.bars = Progress(*columns, console=self.console, transient=True) if self.console.is_terminal else None
         self.bar: Any = None
         self.last_line = 0.0
@@ -100,5 +99,3 @@ class PrefectProgress:
 
         update_progress_artifact(self.id, progress=100.0 * event["done"] / event["total"], description=text)
         self.last = time.monotonic()
-
-

@@ -133,7 +133,9 @@ def _card(space: Workspace, model: str) -> str:
             name=f"groundup {model}",
             summary=f"The model `{model}` of one run of the Groundup pipeline.",
             sources=[
-                DataSource(name, int(entry["documents"]) + int(entry.get("dialogues", 0)), entry.get("licence", "unknown"))
+                DataSource(
+                    name, int(entry["documents"]) + int(entry.get("dialogues", 0)), entry.get("licence", "unknown")
+                )
                 for name, entry in sorted(facts.get("sources", {}).items())
             ],
             settings=reports["pretrain"].get("params", {}),

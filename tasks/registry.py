@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +32,9 @@ def _version(found: Any) -> Version:
 
 
 def recorded_scores(uri: str) -> str | None:
-    """Digest of the scores on which the registry holds its latest verdict; None if there is none or no answer.
-
-    A plain request, because importing mlflow takes seconds and a run with nothing to do asks only this.
-    """
-    query = urllib.parse.urlencode({"name": MODEL})
-    try:
-        with urllib.request.urlopen(f"{uri}/api/2.0/mlflow/registered-models/get?{query}", timeout=5) as response:
-            model = json.load(response)["registered_model"]
-    except (urllib.error.URLError, OSError, KeyError, json.JSONDecodeError):
-        return None
-    tags = {tag["key"]: tag["value"] for tag in model.get("tags", [])}
+    """Digest of the scores on which the registry holds its latest verdict; None if there is none or no answer."""
+    found = tracking.ask(uri, "registered-models/get", name=MODEL)
+    tags = {tag["key"]: tag["value"] for tag in found["registered_model"].get("tags", [])} if found else {}
     return tags.get("judged_scores")
 
 

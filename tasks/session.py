@@ -94,4 +94,3 @@ def holder_text(space: Workspace) -> str:
         return "another run"
     holder = json.loads(path.read_text())
     return f"process {holder['pid']}, which began at {holder['since']}"
-

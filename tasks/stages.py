@@ -2,7 +2,7 @@
 
 Tasks are called directly, never submitted: the stage's child process follows the thread that started it, and a time
 limit reaches only a task that runs in the main thread. Prefect's own caching stays off; DVC decides what is fresh.
-Arguments after the first say, to the reader and to the UI, which products a stage stands on.
+Arguments after the first are the products that a stage stands on: a call that differs from the table is refused.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ DATA = {"tags": ["data"], "timeout_seconds": timedelta(days=2).total_seconds()}
 TRAINING = {"tags": ["training"], "timeout_seconds": timedelta(days=14).total_seconds()}
 
 
-def _perform(session: Session, verb: str) -> State[Path]:
+def _perform(session: Session, verb: str, **products: Path) -> State[Path]:
+    row = stage(verb)
+    if products != {need: session.space.product(need) for need in row.needs}:
+        raise TypeError(f"{verb} needs {', '.join(row.needs)} of this workspace, was called with {products}")
     outcome = session.perform(verb)
-    return Completed(name=outcome.state.capitalize(), data=session.space.product(stage(verb).makes))
+    return Completed(name=outcome.state.capitalize(), data=session.space.product(row.makes))
 
 
 @task(name="acquire", cache_policy=NO_CACHE, **NETWORK)
@@ -37,43 +40,43 @@ def acquire(session: Session) -> State[Path]:
 @task(name="clean", cache_policy=NO_CACHE, **DATA)
 def clean(session: Session, raw: Path) -> State[Path]:
     """Pages become documents; what is dropped keeps its reason."""
-    return _perform(session, "clean")
+    return _perform(session, "clean", raw=raw)
 
 
 @task(name="tokenize", cache_policy=NO_CACHE, **DATA)
 def tokenize(session: Session, corpus: Path) -> State[Path]:
     """Documents become token shards."""
-    return _perform(session, "tokenize")
+    return _perform(session, "tokenize", corpus=corpus)
 
 
 @task(name="pretrain", cache_policy=NO_CACHE, **TRAINING)
 def pretrain(session: Session, shards: Path) -> State[Path]:
     """The model learns from pages."""
-    return _perform(session, "pretrain")
+    return _perform(session, "pretrain", shards=shards)
 
 
 @task(name="sft", cache_policy=NO_CACHE, **TRAINING)
 def sft(session: Session, base: Path, shards: Path) -> State[Path]:
     """The model learns to answer."""
-    return _perform(session, "sft")
+    return _perform(session, "sft", base=base, shards=shards)
 
 
 @task(name="collect", cache_policy=NO_CACHE, **TRAINING)
 def collect(session: Session, chat: Path, corpus: Path) -> State[Path]:
     """Pairs of answers and the votes on them."""
-    return _perform(session, "collect")
+    return _perform(session, "collect", chat=chat, corpus=corpus)
 
 
 @task(name="reward", cache_policy=NO_CACHE, **TRAINING)
 def reward(session: Session, chat: Path, votes: Path) -> State[Path]:
     """A model of what people prefer."""
-    return _perform(session, "reward")
+    return _perform(session, "reward", chat=chat, votes=votes)
 
 
 @task(name="align", cache_policy=NO_CACHE, **TRAINING)
 def align(session: Session, chat: Path, reward: Path, votes: Path) -> State[Path]:
     """The chat model follows the feedback."""
-    return _perform(session, "align")
+    return _perform(session, "align", chat=chat, reward=reward, votes=votes)
 
 
 @task(name="evaluate", cache_policy=NO_CACHE, **TRAINING)
@@ -81,7 +84,9 @@ def evaluate(
     session: Session, base: Path, chat: Path, aligned: Path, reward: Path, shards: Path, corpus: Path
 ) -> State[Path]:
     """What each model can do, with intervals."""
-    return _perform(session, "evaluate")
+    return _perform(
+        session, "evaluate", base=base, chat=chat, aligned=aligned, reward=reward, shards=shards, corpus=corpus
+    )
 
 
 @task(name="promote", cache_policy=NO_CACHE)

@@ -44,7 +44,7 @@ def tell(session: Session, promotion: Promotion, page: Path) -> Summary:
         stage_seconds=sum(reports[verb]["run"]["seconds"] for verb in ran),
         peak_rss_mb=max([reports[verb]["run"]["peak_rss_mb"] for verb in ran], default=0.0),
         promotion=promotion,
-        links=_links(session, page, reports),
+        links=_links(session, page),
     )
     _prefect_artifact(summary, reports)
     if ran or promotion.state == "ran":
@@ -52,7 +52,7 @@ def tell(session: Session, promotion: Promotion, page: Path) -> Summary:
     return summary
 
 
-def _links(session: Session, page: Path, reports: Mapping[str, Any]) -> dict[str, str]:
+def _links(session: Session, page: Path) -> dict[str, str]:
     from prefect.runtime import flow_run
     from prefect.settings import PREFECT_UI_URL
 
@@ -68,18 +68,10 @@ def _links(session: Session, page: Path, reports: Mapping[str, Any]) -> dict[str
 
 
 def _experiment_of(stage: str, uri: str | None) -> str | None:
-    """The id of a stage's experiment, by a plain request: importing mlflow takes seconds."""
-    import json
-    import urllib.error
-    import urllib.parse
-    import urllib.request
-
-    query = urllib.parse.urlencode({"experiment_name": tracking.EXPERIMENT.format(stage)})
-    try:
-        with urllib.request.urlopen(f"{uri}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=5) as response:
-            return str(json.load(response)["experiment"]["experiment_id"])
-    except (urllib.error.URLError, OSError, ValueError, KeyError):
-        return None
+    """The id of a stage's experiment, if the tracker has one."""
+    name = tracking.EXPERIMENT.format(stage)
+    found = tracking.ask(uri, "experiments/get-by-name", experiment_name=name) if uri else None
+    return str(found["experiment"]["experiment_id"]) if found else None
 
 
 def _prefect_artifact(summary: Summary, reports: Mapping[str, Any]) -> None:
@@ -101,13 +93,16 @@ def _mlflow_run(session: Session, summary: Summary, reports: Mapping[str, Any]) 
         return
     try:
         client = tracking.client(uri)
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
         tags = {"workspace": session.space.name, "build": os.environ.get("GROUNDUP_BUILD", "")}
         tags |= {f"run.{verb}": reports[verb].get("run", {}).get("mlflow_run_id") or "" for verb in summary.states}
         tags |= {f"state.{verb}": state for verb, state in summary.states.items()}
         run = client.create_run(tracking.experiment_id(client, "build"), tags=tags, run_name=session.space.name)
-        for verb, report in reports.items():
-            for name, value in report.get("metrics", {}).items():
-                client.log_metric(run.info.run_id, f"{verb}/{name}", value)
+        found = [(f"{verb}/{name}", value) for verb, report in reports.items()
+                 for name, value in report.get("metrics", {}).items()]  # fmt: skip
+        client.log_batch(run.info.run_id, metrics=[Metric(name, value, now_ms, 0) for name, value in found][:1000])
         client.log_text(run.info.run_id, artifacts.dump_json(reports).decode(), "reports.json")
         client.set_terminated(run.info.run_id)
     except Exception as error:

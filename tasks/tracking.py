@@ -11,6 +11,9 @@ import json
 import os
 import shutil
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,17 @@ def client(uri: str) -> Any:
     import mlflow  # takes seconds, and is needed only where something is logged
 
     return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def ask(uri: str, path: str, **query: str) -> dict[str, Any] | None:
+    """The answer of MLflow's REST API to a GET, or None: for a run with nothing to do, which imports no mlflow."""
+    url = f"{uri}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            answer: dict[str, Any] = json.load(response)
+    except (urllib.error.URLError, OSError, ValueError):
+        return None
+    return answer
 
 
 def experiment_id(mlflow_client: Any, name: str) -> str:

@@ -1,0 +1,156 @@
+"""The `groundup` command. Everything heavy is imported inside the command that needs it: help must come at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Build a language model from the ground up, on your own data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _project() -> Path:
+    """The main workspace: the nearest directory upwards that holds params.yaml and dvc.yaml."""
+    from llm_core.contract import BadInput
+
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            inside_runs = folder.parent.name == "runs" and (folder.parent.parent / "dvc.yaml").is_file()
+            return folder.parent.parent if inside_runs else folder
+    raise BadInput(f"{Path.cwd()}: not inside a Groundup project (no params.yaml and dvc.yaml here or above)")
+
+
+@app.command()
+def run(
+    stages: Annotated[list[str] | None, typer.Argument(help="Only these stages and what they need.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A file of presets/ laid over params.yaml: an experiment.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value laid over params.yaml: an experiment.")
+    ] = None,
+    force: Annotated[list[str] | None, typer.Option(help="Run this stage even if it is fresh.")] = None,
+    name: Annotated[str | None, typer.Option(help="The experiment's name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Bring the model up to date: run what is stale, restore what is cached, leave what is fresh."""
+    from flows import running
+
+    raise typer.Exit(
+        running.run(_project(), stages or [], preset, assign or [], force or [], name=name, as_json=as_json)
+    )
+
+
+@app.command()
+def up() -> None:
+    """Start the project's Prefect and MLflow servers."""
+    from deployments import servers
+
+    for variable, url in servers.ensure(_project()).items():
+        typer.echo(f"{variable}={url}")
+
+
+@app.command()
+def down() -> None:
+    """Stop the project's servers."""
+    from deployments import servers
+
+    stopped = servers.stop(_project())
+    typer.echo(f"stopped {' and '.join(stopped)}" if stopped else "nothing was running")
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Option("--run", help="An experiment's name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Each stage: fresh or stale and why, when it ran, how long it took."""
+    from flows import running
+    from tasks.workspace import Workspace
+
+    project = _project()
+    rows = running.status_rows(Workspace.at(project / "runs" / name if name else project))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        running.print_status(rows)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
+    model: Annotated[str, typer.Option(help="An alias of the registry, or a model's directory.")] = "champion",
+    max_tokens: Annotated[int, typer.Option(min=1, max=4096)] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 takes the likeliest token.")] = 0.0,
+    continue_text: Annotated[bool, typer.Option("--continue", help="Continue the text instead of answering.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Let a model answer, or continue a text."""
+    from flows import running
+
+    typer.echo(running.generate(_project(), model, prompt, max_tokens, temperature, seed, continue_text=continue_text))
+
+
+@app.command()
+def accept(stage: str) -> None:
+    """Keep a stage's product as it is, though its code or settings changed in a way known not to matter."""
+    from flows import running
+
+    running.accept(_project(), stage)
+    typer.echo(f"{stage} is fresh as it stands")
+
+
+@app.command()
+def adopt(name: Annotated[str, typer.Argument(help="The experiment.")]) -> None:
+    """Make an experiment's settings and products the main ones."""
+    from tasks import experiments
+
+    experiments.adopt(_project(), name)
+    typer.echo(f"params.yaml and dvc.lock are now those of {name}")
+
+
+@app.command()
+def sync() -> None:
+    """Send to MLflow what could not be sent while a stage ran."""
+    from flows import running
+
+    sent = running.sync(_project())
+    typer.echo(f"sent {len(sent)} runs" if sent else "nothing was waiting")
+
+
+@app.command()
+def rollback() -> None:
+    """Make the previous champion the champion again."""
+    from flows import running
+
+    typer.echo(running.rollback(_project()))
+
+
+def main() -> None:
+    """Entry point: bad input is one sentence and exit code 2; other failures are one sentence and exit code 1."""
+    from llm_core.contract import BadInput
+
+    try:
+        app()
+    except BadInput as error:
+        _fail(str(error), 2)
+    except Exception as error:
+        if os.environ.get("GROUNDUP_DEBUG"):
+            raise
+        _fail(f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error), 1)
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"groundup: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

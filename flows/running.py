@@ -1,0 +1,185 @@
+"""What the commands do: the bodies behind `groundup run`, `status`, `generate` and the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from deployments import servers
+from llm_core.contract import BadInput
+from llm_core.pipeline import PIPELINE, stage
+from tasks import experiments, tracking
+from tasks.workspace import Workspace
+
+
+def run(
+    project: Path,
+    stages: list[str],
+    preset: str | None,
+    assignments: list[str],
+    force: list[str],
+    *,
+    name: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Check everything that was said, start the servers, run the flow, print where to look. The exit code."""
+    began = time.monotonic()
+    for verb in (*stages, *force):
+        stage(verb)
+    space = Workspace.at(project)
+    space.configs()
+    if preset or assignments or name:
+        chosen = experiments.overrides(project, preset, assignments)
+        space = experiments.create(project, name or experiments.name_for(preset, assignments, chosen), chosen)
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    servers.ensure(project)
+    from flows.build import build
+
+    _quiet_console()
+    summary = build(space.root, tuple(stages), tuple(force))
+    seconds = time.monotonic() - began
+    if as_json:
+        print(json.dumps(asdict(summary) | {"seconds": round(seconds, 2)}, indent=2))
+        return 0
+    print(f"\n{space.name}: {', '.join(f'{verb} {state}' for verb, state in summary.states.items())}")
+    print(
+        f"{seconds:.1f} s in all: {summary.stage_seconds:.1f} s in stages, "
+        f"{seconds - summary.stage_seconds:.1f} s around them; largest process {summary.peak_rss_mb:,.0f} MB"
+    )
+    print(f"gate: {summary.promotion.reason}")
+    print(f"champion: {summary.promotion.champion or 'none'}")
+    for label, link in summary.links.items():
+        print(f"{label}: {link}")
+    return 0
+
+
+def _quiet_console() -> None:
+    """The terminal shows our own lines; Prefect's log lines go to its server, where the run's page shows them."""
+    import prefect  # noqa: F401  (sets up its logging)
+
+    for logger_name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(logger_name).handlers:
+            if "Console" in type(handler).__name__:
+                handler.setLevel(logging.CRITICAL + 1)
+
+
+def status_rows(space: Workspace) -> list[dict[str, Any]]:
+    """A row a stage: state, why, when it last ended, seconds, and its MLflow run."""
+    busy = _running_stage(space)
+    if busy:
+        why: dict[str, list[str]] = {}
+    else:
+        from tasks.freshness import Freshness
+
+        fresh = Freshness(space)
+        why = {row.verb: fresh.why_stale(row.verb) for row in PIPELINE}
+    rows = []
+    upstream_stale: set[str] = set()
+    for row in PIPELINE:
+        report = space.read_report(row.verb) or {}
+        reasons = why.get(row.verb, [])
+        waits = [need for need in row.needs if need in upstream_stale]
+        if row.verb == busy:
+            state = "running"
+        elif busy:
+            state = "unknown while a stage runs"
+        else:
+            state = "stale" if reasons else f"waits for {', '.join(waits)}" if waits else "fresh"
+        if reasons or waits:
+            upstream_stale.add(row.makes)
+        about = report.get("run", {})
+        rows.append({"stage": row.verb, "state": state, "why": reasons, "ended": about.get("ended"),
+                     "seconds": about.get("seconds"), "mlflow_run_id": about.get("mlflow_run_id")})  # fmt: skip
+    return rows
+
+
+def _running_stage(space: Workspace) -> str | None:
+    """The stage that is running in the workspace, told by the lock's holder and the newest events file."""
+    from filelock import FileLock, Timeout
+
+    folder = space.root / ".groundup"
+    folder.mkdir(exist_ok=True)
+    try:
+        with FileLock(folder / "lock").acquire(timeout=0):
+            return None
+    except Timeout:
+        files = [space.events(row.verb) for row in PIPELINE if space.events(row.verb).is_file()]
+        return max(files, key=lambda path: path.stat().st_mtime).stem if files else "?"
+
+
+def print_status(rows: list[dict[str, Any]]) -> None:
+    """The rows as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for column in ("stage", "state", "ended", "seconds", "why"):
+        table.add_column(column, justify="right" if column == "seconds" else "left")
+    for row in rows:
+        seconds = f"{row['seconds']:.1f}" if row["seconds"] is not None else ""
+        table.add_row(row["stage"], row["state"], row["ended"] or "never", seconds, "; ".join(row["why"][:3]))
+    Console().print(table)
+
+
+def generate(
+    project: Path, model: str, prompt: str, max_tokens: int, temperature: float, seed: int, *, continue_text: bool
+) -> str:
+    """The model's answer to a prompt, or its continuation of a text."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from tasks.registry import Registry
+
+        folder = Registry(_uri(project)).model_folder(model, project / ".groundup" / "registry")
+    from llm_core.data import dialogue
+    from llm_core.model.checkpoint import load_model, load_tokenizer
+    from llm_core.model.sampling import generate as sample
+
+    tokenizer = load_tokenizer(folder)
+    stop = dialogue.stop_ids(tokenizer)
+    if continue_text:
+        ids = tokenizer.encode(prompt)
+    else:
+        ids = dialogue.encode_prompt([{"role": "user", "content": prompt}], tokenizer)
+    if not ids:
+        raise BadInput("the prompt is empty")
+    options = {"max_new_tokens": max_tokens, "temperature": temperature, "stop_ids": stop, "seed": seed}
+    completion = sample(load_model(folder), [ids], **options)[0][0]
+    return tokenizer.decode([token for token in completion.tokens if token not in stop])
+
+
+def accept(project: Path, verb: str) -> None:
+    """`dvc commit` of one stage: its product stands for the code and settings as they are now."""
+    stage(verb)
+    from dvc.repo import Repo
+
+    with contextlib.chdir(project), Repo(str(project)) as repo:
+        repo.commit(verb, force=True)
+
+
+def sync(project: Path) -> list[str]:
+    """Send what waits in the outbox."""
+    return tracking.sync(project, _uri(project))
+
+
+def rollback(project: Path) -> str:
+    """Exchange champion and previous; what happened, in words."""
+    from tasks.registry import Registry
+
+    now, before = Registry(_uri(project)).rollback()
+    return f"champion is version {now.number} ({now.model}) again; version {before.number} is now previous"
+
+
+def _uri(project: Path) -> str:
+    uri = tracking.tracking_uri(project)
+    if uri is None:
+        print("starting the project's servers", file=sys.stderr)
+        uri = servers.ensure(project)[servers.MLFLOW.variable]
+    return uri
