@@ -21,11 +21,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from llm_core.contract import Emit, Metric, Note, Progress, Stop
+from llm_core.contract import Emit, Metric, Note, Progress, Resumed, Stop
 from llm_core.train.optim import Optimizers
 from llm_core.train.resume import read_tensors, write_tensors
 from llm_core.train.schedule import Schedule
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 BatchT = TypeVar("BatchT")
 
 RESUME, BEST = "resume.safetensors", "best.safetensors"
@@ -82,14 +83,14 @@ class Fit:
     best: dict[str, float] = field(default_factory=dict)
 
 
-class _Run(Generic[BatchT]):
+class _Run(Generic[ModelT, BatchT]):
     """The state of one call of `fit`."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ModelT,
         batch: Callable[[int], BatchT],
-        objective: Callable[[nn.Module, BatchT], Loss],
+        objective: Callable[[ModelT, BatchT], Loss],
         optimizer: Optimizers,
         schedule: Schedule,
         options: LoopOptions,
@@ -111,7 +112,7 @@ class _Run(Generic[BatchT]):
         self.model.load_state_dict({n[6:]: value for n, value in tensors.items() if n.startswith("model.")})
         self.optimizer.load({n[6:]: value for n, value in tensors.items() if n.startswith("optim.")})
         self.fit = Fit(**record)
-        self.emit(Note(f"resumed at step {self.fit.steps} of {self.options.steps}"))
+        self.emit(Resumed(self.fit.steps))
 
     def save(self) -> None:
         """Write the resume point."""
@@ -174,7 +175,7 @@ class _Run(Generic[BatchT]):
         figures = {"loss": last[f"{prefix}/loss"], "tokens/s": round(speed), "seconds left": round(left)}
         self.emit(Progress(self.fit.steps, self.options.steps, "steps", figures))
 
-    def evaluate(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
+    def evaluate(self, evaluate: Callable[[ModelT], Mapping[str, float]]) -> None:
         """Measure, remember the best, and say so. Evaluates a step once, also across a resume."""
         self.model.eval()
         with torch.no_grad():
@@ -202,16 +203,16 @@ class _Run(Generic[BatchT]):
 
 
 def fit(
-    model: nn.Module,
+    model: ModelT,
     *,
     batch: Callable[[int], BatchT],
-    objective: Callable[[nn.Module, BatchT], Loss],
+    objective: Callable[[ModelT, BatchT], Loss],
     optimizer: Optimizers,
     schedule: Schedule,
     options: LoopOptions,
     scratch: Path,
     emit: Emit,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    evaluate: Callable[[ModelT], Mapping[str, float]] | None = None,
 ) -> Fit:
     """Train `model` for `options.steps` steps, from the resume point in `scratch` if there is one.
 
@@ -228,7 +229,7 @@ def fit(
         raise
 
 
-def _train(run: _Run[BatchT], evaluate: Callable[[nn.Module], Mapping[str, float]] | None) -> Fit:
+def _train(run: _Run[ModelT, BatchT], evaluate: Callable[[ModelT], Mapping[str, float]] | None) -> Fit:
     options, state, saved = run.options, run.fit, time.monotonic()
     while True:
         last = state.steps >= options.steps
