@@ -13,34 +13,36 @@ from llm_core.settings.pretrain import OptimizerSettings, ScheduleSettings
 class SftConfig(Config):
     """Settings of sft: tune the base model on dialogues; the loss counts answers only."""
 
-    seed: int = Field(1, ge=0, lt=2**31)
+    seed: int = Field(default=1, ge=0, lt=2**31)
     """Seed of the order of the dialogues and of dropout."""
-    threads: int = Field(0, ge=0, le=1024)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of torch; 0: one for each core."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the matrix products; `auto`: bf16 on a GPU, fp32 on a CPU."""
-    steps: int = Field(400, ge=1, le=10_000_000)
+    steps: int = Field(default=400, ge=1, le=10_000_000)
     """Optimizer steps."""
-    batch_dialogues: int = Field(64, ge=1, le=65536)
+    batch_dialogues: int = Field(default=64, ge=1, le=65536)
     """Dialogues in one step."""
-    problem_share: float | None = Field(0.75, ge=0, le=1)
+    length_buckets: int = Field(default=2, ge=1, le=64)
+    """Forward passes that make one step: its dialogues are cut into so many groups by length, to save padding."""
+    problem_share: float | None = Field(default=0.75, ge=0, le=1)
     """Share of problems among the dialogues of a step, 0 to 1. Empty: as they stand in the data."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """What turns gradients into steps."""
     schedule: ScheduleSettings = ScheduleSettings()
     """How the learning rate moves."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest global norm of the gradients; above it they are scaled down."""
-    evaluate_every: int = Field(100, ge=1)
+    evaluate_every: int = Field(default=100, ge=1)
     """Steps between evaluations on held-out dialogues."""
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     """Evaluations without a better held-out loss before training ends early and the best weights are kept.
     Empty: train all steps and keep the last weights."""
-    save_every_seconds: float = Field(30.0, gt=0)
+    save_every_seconds: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
-    sample_tokens: int = Field(60, ge=1, le=4096)
+    sample_tokens: int = Field(default=60, ge=1, le=4096)
     """Longest generated answer in tokens."""
-    sample_count: int = Field(4, ge=0, le=100)
+    sample_count: int = Field(default=4, ge=0, le=100)
     """Held-out questions of each kind that the finished model answers, for people to read."""

@@ -1,0 +1,165 @@
+"""Batches as pure functions of (seed, number): whoever asks for batch 1000 gets the same one, resumed or not.
+
+Pages are cut into windows of `context` tokens, in a new order each epoch and with a new offset, so that the cuts fall
+elsewhere. Dialogues are drawn by kind, padded on the right, with a mask on what is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_core.contract import BadInput
+from llm_core.model.transformer import Transformer
+from llm_core.train.loop import Loss
+from llm_core.train.loss import cross_entropy
+from llm_core.train.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Inputs [B, T], the tokens that follow them [B, T], and which of those count (None: all)."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    mask_BT: Tensor | None = None
+
+
+def next_token_loss(model: Transformer, batch: TokenBatch) -> Loss:
+    """Cross-entropy of the next token over the counted positions; only those pass through the output head."""
+    device = model.head_weight.device
+    hidden_BTD = model.hidden(batch.inputs_BT.to(device))
+    targets_BT = batch.targets_BT.to(device)
+    if batch.mask_BT is None:
+        hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
+    else:
+        mask_BT = batch.mask_BT.to(device)
+        hidden_ND, targets_N = hidden_BTD[mask_BT], targets_BT[mask_BT]
+    total = cross_entropy(hidden_ND, model.head_weight, targets_N)
+    return Loss(total, float(len(targets_N)), tokens=batch.inputs_BT.numel())
+
+
+def next_token_loss_on(machine: Machine) -> Callable[[Transformer, TokenBatch], Loss]:
+    """`next_token_loss` in the machine's number format."""
+
+    def loss(model: Transformer, batch: TokenBatch) -> Loss:
+        with machine.autocast():
+            return next_token_loss(model, batch)
+
+    return loss
+
+
+def _order(seed: int, stream: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, stream, epoch)).permutation(count)
+
+
+class Windows:
+    """Windows of `context` + 1 tokens of one long stream, each epoch in a new order and from a new offset."""
+
+    def __init__(self, tokens: Callable[[int], np.ndarray], context: int, seed: int, stream: int = 0) -> None:
+        """`tokens(epoch)` is the stream of an epoch, of equal length each time. `stream` sets seeds apart."""
+        self.tokens, self.context, self.seed, self.stream = lru_cache(maxsize=1)(tokens), context, seed, stream
+        self.count = (len(self.tokens(0)) - 1) // context - 1
+        if self.count < 1:
+            raise BadInput(f"model.context: {len(self.tokens(0))} tokens are too few for windows of {context} tokens")
+        self._epoch = lru_cache(maxsize=1)(self._make_epoch)
+
+    def _make_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        offset = int(np.random.default_rng((self.seed, self.stream, epoch, 1)).integers(self.context))
+        return offset, _order(self.seed, self.stream, epoch, self.count)
+
+    def window(self, number: int) -> np.ndarray:
+        """Window `number` of the endless sequence of epochs: [context + 1]."""
+        epoch, place = divmod(number, self.count)
+        offset, order = self._epoch(epoch)
+        start = offset + int(order[place]) * self.context
+        return np.asarray(self.tokens(epoch)[start : start + self.context + 1], dtype=np.int64)
+
+
+class PageBatches:
+    """Batches of windows of pages, of which an even share may be windows of dialogues."""
+
+    def __init__(self, pages: Windows, dialogues: Windows | None, share: float, rows: int) -> None:
+        self.pages, self.dialogues = pages, dialogues
+        self.share = share if dialogues is not None else 0.0
+        self.rows = rows
+
+    def __call__(self, number: int) -> TokenBatch:
+        """Batch `number`: inputs and targets [rows, context]."""
+        rows = torch.from_numpy(np.stack([self._row(number * self.rows + i) for i in range(self.rows)]))
+        return TokenBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+
+    def _row(self, number: int) -> np.ndarray:
+        before, after = int(number * self.share + 1e-9), int((number + 1) * self.share + 1e-9)
+        if self.dialogues is not None and after > before:
+            return self.dialogues.window(before)
+        return self.pages.window(number - before)
+
+
+def shuffled_stream(tokens: np.ndarray, offsets: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
+    """A stream of all pieces tokens[offsets[i]:offsets[i + 1]], one after the other, in a new order each epoch."""
+
+    def stream(epoch: int) -> np.ndarray:
+        order = _order(seed, 2, epoch, len(offsets) - 1)
+        return np.concatenate([tokens[offsets[i] : offsets[i + 1]] for i in order])
+
+    return stream
+
+
+def collate(pieces: Sequence[np.ndarray], masks: Sequence[np.ndarray], context: int) -> TokenBatch:
+    """Pad token sequences on the right; those longer than `context` + 1 are cut there."""
+    longest = min(max(len(piece) for piece in pieces), context + 1)
+    tokens_BT = np.zeros((len(pieces), longest), dtype=np.int64)
+    mask_BT = np.zeros((len(pieces), longest), dtype=bool)
+    for row, (piece, mask) in enumerate(zip(pieces, masks, strict=True)):
+        tokens_BT[row, : len(piece)] = piece[:longest]
+        mask_BT[row, : len(mask)] = mask[:longest]
+    tokens = torch.from_numpy(tokens_BT)
+    return TokenBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.from_numpy(mask_BT[:, 1:].copy()))
+
+
+class DialogueBatches:
+    """Batches of dialogues, a fixed number of each group in every step, each group in a new order each epoch.
+
+    The dialogues of one step are cut by length into `parts` batches, so that short ones are not padded to the long.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        masks: np.ndarray,
+        offsets: np.ndarray,
+        groups: Sequence[tuple[np.ndarray, int]],
+        *,
+        context: int,
+        seed: int,
+        parts: int = 1,
+    ) -> None:
+        """`groups`: indices of dialogues, and how many of them a step takes."""
+        self.tokens, self.masks, self.offsets = tokens, masks, offsets
+        self.groups = [(indices, take) for indices, take in groups if take]
+        self.context, self.seed, self.parts = context, seed, parts
+        if not self.groups or any(len(indices) == 0 for indices, _ in self.groups):
+            raise BadInput("batch_dialogues: a kind of dialogue that every step should take from has none")
+        self._epoch = lru_cache(maxsize=8)(_order)
+
+    def __call__(self, number: int) -> TokenBatch:
+        """Batch `number`: part number % parts of step number // parts."""
+        step, part = divmod(number, self.parts)
+        chosen = sorted(self._chosen(step), key=lambda i: (int(self.offsets[i + 1] - self.offsets[i]), i))
+        chosen = chosen[part * len(chosen) // self.parts : (part + 1) * len(chosen) // self.parts]
+        cuts = [slice(int(self.offsets[i]), int(self.offsets[i + 1])) for i in chosen]
+        return collate([self.tokens[cut] for cut in cuts], [self.masks[cut] for cut in cuts], self.context)
+
+    def _chosen(self, step: int) -> list[int]:
+        chosen = []
+        for stream, (indices, take) in enumerate(self.groups):
+            for number in range(step * take, (step + 1) * take):
+                epoch, place = divmod(number, len(indices))
+                chosen.append(int(indices[self._epoch(self.seed, 10 + stream, epoch, len(indices))[place]]))
+        return chosen

@@ -1,0 +1,63 @@
+"""Held-out likelihood of documents: nats over every token, with a sliding window so that no token lacks context.
+
+Each document stands alone, preceded by the end token. A window of `context` tokens moves on by `stride`; of each
+window but the first only the last `stride` tokens are scored, so each has at least context - stride tokens before it.
+Bits per byte = nats / ln 2 / UTF-8 bytes: it compares models with different tokenizers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from llm_core.model.transformer import Transformer
+from llm_core.train.batches import collate, next_token_loss
+
+Piece = tuple[np.ndarray, np.ndarray]
+
+
+@torch.inference_mode()
+def document_nats(
+    model: Transformer,
+    documents: Sequence[np.ndarray],
+    end_id: int,
+    *,
+    stride: int | None = None,
+    batch_tokens: int = 8192,
+) -> tuple[float, int]:
+    """Sum of -log p over all tokens of `documents` (their closing end token included), and the number of tokens."""
+    context = model.config.context
+    pieces = [piece for document in documents for piece in _windows(document, end_id, context, stride or context // 2)]
+    pieces.sort(key=lambda piece: len(piece[0]))
+    nats, count = 0.0, 0
+    rows = max(1, batch_tokens // context)
+    for chunk in (pieces[start : start + rows] for start in range(0, len(pieces), rows)):
+        loss = next_token_loss(model, collate([tokens for tokens, _ in chunk], [mask for _, mask in chunk], context))
+        nats += float(loss.total)
+        count += int(loss.count)
+    return nats, count
+
+
+def _windows(document: np.ndarray, end_id: int, context: int, stride: int) -> Iterator[Piece]:
+    """Pieces of up to context + 1 tokens with a mask on those that are scored, each token of the document once."""
+    tokens = np.concatenate(([end_id], np.asarray(document, dtype=np.int64)))
+    scored = 1
+    while scored < len(tokens):
+        stop = min(context + 1, len(tokens)) if scored == 1 else min(scored + stride, len(tokens))
+        start = max(0, stop - context - 1)
+        yield tokens[start:stop], np.arange(start, stop) >= scored
+        scored = stop
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Nats over a text as bits for each of its UTF-8 bytes."""
+    return nats / math.log(2) / text_bytes
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """`wanted` of `count` indices, evenly spread, so that a part of the documents stands for all of them."""
+    taken = max(1, min(count, wanted))
+    return [index * count // taken for index in range(taken)]

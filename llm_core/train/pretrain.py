@@ -1,0 +1,148 @@
+"""The stage pretrain: shards of pages in, a base model out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from llm_core.artifacts import new_product
+from llm_core.contract import BadInput, Emit, Note, Report
+from llm_core.data.shards import Shards
+from llm_core.model.checkpoint import save_model
+from llm_core.model.config import ModelConfig
+from llm_core.model.sampling import generate
+from llm_core.model.transformer import Transformer
+from llm_core.settings.pretrain import PretrainConfig
+from llm_core.train.batches import PageBatches, Windows, next_token_loss_on, shuffled_stream
+from llm_core.train.heldout import bits_per_byte, document_nats, spread
+from llm_core.train.loop import Fit, LoopOptions, fit
+from llm_core.train.machine import Machine, prepare
+from llm_core.train.optim import OptimizerOptions, make_optimizer
+from llm_core.train.schedule import make_schedule
+
+
+def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
+    """Train a model from fresh weights on the training pages and measure it on the held-out ones."""
+    machine = prepare(config.threads, config.device, config.precision)
+    data = Shards.open(shards)
+    shape = config.model.build(data.vocab_size)
+    emit(Note(f"{shape.architecture}: {shape.parameters():,} parameters, {shape.flops_per_token():,} FLOPs a token"))
+    torch.manual_seed(config.seed)
+    model = Transformer(shape).to(machine.device)
+    result = _train(model, config, data, machine, scratch, emit)
+    figures = _measure(model, data)
+    figures |= {"parameters": shape.parameters(), "tokens_seen": result.tokens, "steps": result.steps}
+    with new_product(out, "base", _facts(shape, config, figures)) as folder:
+        save_model(model, folder, data.tokenizer, _card(shape, config, figures))
+    speed = result.tokens / result.seconds if result.seconds else 0.0
+    training = {"train_loss": result.last["train/loss"], "train_seconds": result.seconds, "tokens_per_second": speed}
+    return Report(figures | training, samples=_samples(model, config, data))
+
+
+def _train(
+    model: Transformer, config: PretrainConfig, data: Shards, machine: Machine, scratch: Path, emit: Emit
+) -> Fit:
+    options = LoopOptions(
+        steps=config.steps,
+        seed=config.seed,
+        clip=config.clip,
+        accumulate=config.accumulate,
+        evaluate_every=config.evaluate_every,
+        save_every_seconds=config.save_every_seconds,
+    )
+    return fit(
+        model,
+        batch=batches(config, data, model.config.context),
+        objective=next_token_loss_on(machine),
+        optimizer=make_optimizer(model, OptimizerOptions(**config.optimizer.model_dump())),
+        schedule=make_schedule(steps=config.steps, **config.schedule.model_dump()),
+        options=options,
+        scratch=scratch,
+        emit=emit,
+        evaluate=lambda model: _glance(model, data, config.evaluate_tokens),
+    )
+
+
+def batches(config: PretrainConfig, data: Shards, context: int) -> PageBatches:
+    """Windows of the training pages and, where configured, of the training dialogues."""
+    tokens = data.tokens("train")
+    pages = Windows(lambda _: tokens, context, config.seed)
+    dialogues = None
+    if config.dialogue_share:
+        found = data.dialogues("train")
+        if len(found.offsets) < 2:
+            raise BadInput("pretrain.dialogue_share: the shards hold no training dialogues; set it to 0")
+        stream = shuffled_stream(found.tokens, found.offsets, config.seed)
+        dialogues = Windows(stream, context, config.seed, stream=1)
+    return PageBatches(pages, dialogues, config.dialogue_share, config.batch_sequences)
+
+
+def _glance(model: Transformer, data: Shards, tokens: int) -> dict[str, float]:
+    """Loss on about `tokens` tokens of held-out pages, evenly spread over them."""
+    stream, offsets = data.tokens("validation"), data.offsets("validation")
+    count = len(offsets) - 1
+    if count < 1:
+        return {}
+    documents = [stream[offsets[i] : offsets[i + 1]] for i in spread(count, round(count * tokens / len(stream)))]
+    nats, scored = document_nats(model, documents, data.tokenizer.end_id)
+    nats_a_byte = data.text_bytes("validation") / len(stream)
+    return {"validation/loss": nats / scored, "validation/bits_per_byte": bits_per_byte(nats / scored, 1) / nats_a_byte}
+
+
+def _measure(model: Transformer, data: Shards) -> dict[str, float]:
+    """Loss and bits per byte over every token of the held-out pages."""
+    stream, offsets = data.tokens("validation"), data.offsets("validation")
+    if len(offsets) < 2:
+        return {}
+    documents = [stream[start:stop] for start, stop in itertools.pairwise(offsets)]
+    nats, scored = document_nats(model, documents, data.tokenizer.end_id)
+    return {
+        "loss": nats / scored,
+        "bits_per_byte": bits_per_byte(nats, data.text_bytes("validation")),
+        "validation_tokens": float(scored),
+    }
+
+
+def _samples(model: Transformer, config: PretrainConfig, data: Shards) -> list[dict[str, str]]:
+    tokenizer = data.tokenizer
+    prompts = [[tokenizer.end_id, *tokenizer.encode(text)] for text in config.sample_prompts]
+    drawn = generate(
+        model,
+        prompts,
+        max_new_tokens=config.sample_tokens,
+        temperature=0.8,
+        top_p=0.95,
+        stop_ids={tokenizer.end_id},
+        seed=config.seed,
+    )
+    return [
+        {"prompt": text, "text": tokenizer.decode([t for t in answers[0].tokens if t != tokenizer.end_id])}
+        for text, answers in zip(config.sample_prompts, drawn, strict=True)
+    ]
+
+
+def _facts(shape: ModelConfig, config: PretrainConfig, figures: Mapping[str, float]) -> dict[str, object]:
+    return {"model": shape.to_dict(), "steps": config.steps, "seed": config.seed, "figures": dict(figures)}
+
+
+def _card(shape: ModelConfig, config: PretrainConfig, figures: Mapping[str, float]) -> str:
+    """The model card."""
+    lines = [
+        "# Base model",
+        "",
+        f"A {shape.architecture} language model with {shape.parameters():,} parameters: {shape.layers} layers, width "
+        f"{shape.width}, {shape.heads} heads, context {shape.context}, vocabulary {shape.vocab_size:,}.",
+        "",
+        f"Trained from random weights for {config.steps:,} steps ({round(figures['tokens_seen']):,} tokens) with "
+        f"{config.optimizer.name}. It continues text; it was not tuned to answer or to be safe.",
+        "",
+    ]
+    if "bits_per_byte" in figures:
+        lines += [f"Held-out pages: {figures['bits_per_byte']:.4f} bits per byte.", ""]
+    if config.dialogue_share:
+        share = f"{config.dialogue_share:.0%}"
+        lines += [f"{share} of the training windows were dialogues (questions with answers), the rest pages.", ""]
+    return "\n".join(lines)
