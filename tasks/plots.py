@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +32,65 @@ def _thin(points: list[Point], most: int) -> list[Point]:
     return points[::stride] + ([points[-1]] if (len(points) - 1) % stride else [])
 
 
-def line_chart(title: str, curves: Mapping[str, Sequence[Point]], x_label: str = "step") -> str:
-    """An SVG line chart; a curve's name stands in the legend."""
-    points = [point for curve in curves.values() for point in curve]
+def line_chart(title: str, curves: Mapping[str, Sequence[Point]], x_label: str = "step", width: int = WIDTH) -> str:
+    """An SVG line chart; a curve's name stands in the legend. A long, noisy curve is faint under its moving average.
+
+    Colours are CSS variables with fallbacks, so that a page which holds the chart may set its own.
+    """
+    points = [point for curve in curves.values() for point in curve if math.isfinite(point[1])]
     if not points:
         return ""
     left, right = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    x_span, y_span = (right - left) or 1.0, (high - low) or 1.0
+    ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
+    low, high, top, floor = ticks[0], ticks[-1], 46, HEIGHT - BOTTOM
 
     def place(point: Point) -> str:
-        x = LEFT + (point[0] - left) / x_span * (WIDTH - LEFT - 12)
-        y = 30 + (high - point[1]) / y_span * (HEIGHT - BOTTOM - 30)
-        return f"{x:.1f},{y:.1f}"
+        x = LEFT + (point[0] - left) / ((right - left) or 1.0) * (width - LEFT - 14)
+        return f"{x:.1f},{top + (high - point[1]) / (high - low) * (floor - top):.1f}"
 
-    body = [_text(LEFT, 18, title, weight="600")]
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = 30 + share * (HEIGHT - BOTTOM - 30)
-        body.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884" />')
-        body.append(_text(LEFT - 6, y + 4, f"{high - share * y_span:.3g}", anchor="end"))
-    for share in (0.0, 0.5, 1.0):
-        x = LEFT + share * (WIDTH - LEFT - 12)
-        body.append(_text(x, HEIGHT - 14, f"{left + share * x_span:,.0f}", anchor="middle"))
-    body.append(_text(WIDTH - 12, HEIGHT - 1, x_label, anchor="end"))
+    body = [_text(8, 18, title, weight="600")]
+    for tick in ticks:
+        y = float(place((left, tick)).split(",")[1])
+        body.append(f'<line x1="{LEFT}" x2="{width - 14}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884" />')
+        body.append(_text(LEFT - 6, y + 4, f"{tick:,.6g}", anchor="end"))
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        x = LEFT + share * (width - LEFT - 14)
+        label = f"{left + share * (right - left):,.0f}"
+        body.append(_text(x, floor + 18, f"{x_label} {label}" if share == 1 else label, anchor=anchor))
+    legend = float(LEFT)
     for index, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        path = " ".join(place(point) for point in curve)
-        body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" />')
-        body.append(_text(WIDTH - 16, 44 + 16 * index, name, anchor="end", colour=colour))
-    return _svg(HEIGHT, body)
+        body.append(_curve([point for point in curve if math.isfinite(point[1])], place, _colour(index)))
+        body.append(f'<rect x="{legend:.1f}" y="29" width="12" height="4" rx="2" fill="{_colour(index)}" />')
+        body.append(_text(legend + 17, 35, name))
+        legend += 36 + 6.6 * len(name)
+    return _svg(HEIGHT - 8, body, width)
+
+
+def _curve(curve: Sequence[Point], place: Callable[[Point], str], colour: str) -> str:
+    def line(points: Sequence[Point], style: str) -> str:
+        path = " ".join(place(point) for point in points)
+        return f'<polyline points="{path}" fill="none" stroke="{colour}" {style} />'
+
+    reach = len(curve) // 40
+    if reach:
+        parts = [curve[max(0, i - reach) : i + reach + 1] for i in range(len(curve))]
+        smooth = [(curve[i][0], sum(y for _, y in part) / len(part)) for i, part in enumerate(parts)]
+        return line(curve, 'stroke-width="1" opacity="0.35"') + line(smooth, 'stroke-width="2"')
+    dots = "".join('<circle cx="{}" cy="{}" r="3" fill="{}" />'.format(*place(p).split(","), colour) for p in curve)
+    return line(curve, 'stroke-width="2"') + dots
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to eight round numbers that enclose the range."""
+    span = (high - low) or abs(high) or 1.0
+    unit = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= 5)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
+
+
+def _colour(index: int) -> str:
+    return f"var(--series-{index % len(COLOURS)}, {COLOURS[index % len(COLOURS)]})"
 
 
 def bar_chart(title: str, bars: Sequence[tuple[str, float]]) -> str:
@@ -83,9 +114,9 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str =
     )
 
 
-def _svg(height: float, body: Sequence[str]) -> str:
+def _svg(height: float, body: Sequence[str], width: int = WIDTH) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12" color="#334155">{"".join(body)}</svg>'
     )
 

@@ -75,15 +75,25 @@ class Sender:
         self.info = json.loads((record / "run.json").read_text())
         sent = record / "sent.json"
         self.sent: dict[str, Any] = json.loads(sent.read_text()) if sent.is_file() else {"run_id": None, "lines": 0}
-        if self.sent["run_id"] is None:
+        if self.sent["run_id"] is None or not self._reopen():
             self._open_run()
-        else:
-            self.client.update_run(self.sent["run_id"], status="RUNNING")
 
     @property
     def run_id(self) -> str:
         """The MLflow run of this record."""
         return str(self.sent["run_id"])
+
+    def _reopen(self) -> bool:
+        """Continue the run that an earlier attempt opened; False if this tracker does not know it."""
+        from mlflow.exceptions import RestException
+
+        try:
+            self.client.update_run(self.run_id, status="RUNNING")
+        except RestException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def _open_run(self) -> None:
         from mlflow.entities import Dataset, DatasetInput, Param
@@ -100,7 +110,7 @@ class Sender:
         ]
         if datasets:
             self.client.log_inputs(run_id, datasets)
-        self._remember(run_id=run_id)
+        self._remember(run_id=run_id, lines=0)
 
     def _remember(self, **values: Any) -> None:
         self.sent |= values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(
@@ -10,6 +11,10 @@ os.environ.update(
 )
 
 import pytest
+
+from deployments import servers
+from tasks import experiments, params
+from tasks.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -27,3 +32,16 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no reference data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Workspace]:
+    """A main workspace of tiny size outside the project, with its own DVC cache and its own running servers."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny = params.overlay(params.read(root / "params.yaml"), params.read(root / "presets" / "tiny.yaml"))
+    space = experiments.make_workspace(root, folder, params.dump(tiny), cache=folder / ".dvc" / "cache")
+    for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PREFECT_HOME"):
+        os.environ.pop(variable, None)
+    servers.ensure(folder)
+    yield space
+    servers.stop(folder)

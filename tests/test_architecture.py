@@ -132,8 +132,10 @@ def test_table_signature_and_settings_agree() -> None:
         parameters = inspect.signature(row.load()).parameters
         keywords = {p.name for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
         assert keywords == {*row.needs, *row.files, "out", "scratch", "emit"}, row.verb
-        assert [p.annotation for p in parameters.values()][0] in (row.config, row.config.__name__), row.verb
-        assert all(field.description for field in row.config.model_fields.values()), f"{row.verb}: a field lacks its text"
+        assert next(p.annotation for p in parameters.values()) in (row.config, row.config.__name__), row.verb
+        assert all(field.description for field in row.config.model_fields.values()), (
+            f"{row.verb}: a field lacks its text"
+        )
 
 
 def test_the_story_names_every_stage_once_in_order() -> None:

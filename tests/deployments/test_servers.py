@@ -1,0 +1,60 @@
+"""The project's servers: started once, on a free port, found again, and gone when stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deployments import servers
+from tasks.workspace import Workspace
+
+
+def test_both_answer_and_a_second_start_finds_them(workspace: Workspace) -> None:
+    urls = servers.running(workspace.root)
+    assert set(urls) == {"prefect", "mlflow"}
+    assert all(servers.answers(urls[server.name] + server.health) for server in servers.SERVERS)
+    before = {name: (workspace.root / ".run" / f"{name}.json").read_bytes() for name in urls}
+    servers.ensure(workspace.root)
+    assert before == {name: (workspace.root / ".run" / f"{name}.json").read_bytes() for name in urls}
+
+
+def test_a_taken_port_is_not_used() -> None:
+    with socket.socket() as taken:
+        taken.bind((servers.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert servers.free_port(port) != port
+
+
+def test_another_process_with_the_old_number_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """Process numbers are reused: the time of creation tells a stranger from our server."""
+    (tmp_path / ".run").mkdir()
+    state = {"pid": os.getpid(), "created": psutil.Process().create_time() - 100, "url": "http://127.0.0.1:1"}
+    (tmp_path / ".run" / "mlflow.json").write_text(json.dumps(state))
+    assert servers.running(tmp_path) == {}
+    assert servers.stop(tmp_path) == []
+
+
+def test_stopping_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family of processes stands in for the real servers, which take seconds to start."""
+    child = "import time; time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    monkeypatch.setattr(servers, "SERVERS", (servers.MLFLOW,))
+    (tmp_path / ".run").mkdir()
+    created = psutil.Process(process.pid).create_time()
+    state = {"pid": process.pid, "created": created, "url": "http://127.0.0.1:1"}
+    (tmp_path / ".run" / "mlflow.json").write_text(json.dumps(state))
+    while not (children := psutil.Process(process.pid).children()):
+        pass
+    assert servers.stop(tmp_path) == ["mlflow"]
+    process.wait(5)
+    assert not any(child.is_running() and child.status() != "zombie" for child in children)
+    assert not (tmp_path / ".run" / "mlflow.json").exists()
