@@ -1,0 +1,46 @@
+"""The shapes of documents, dialogues and preferences on disk, and which split a group belongs to."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import xxhash
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+RAW_DOCUMENTS = pa.schema([(name, pa.string()) for name in ("url", "title", "text", "content_type", "licence", "group")])
+RAW_DIALOGUES = pa.schema(
+    [("url", pa.string()), ("group", pa.string()), ("kind", pa.string())]
+    + [("messages", MESSAGES), ("check", pa.string())]
+)
+RAW_PREFERENCES = pa.schema(
+    [("group", pa.string()), ("prompt", MESSAGES), ("chosen", pa.string()), ("rejected", pa.string())]
+)
+
+DOCUMENTS = pa.schema(
+    [(name, pa.string()) for name in ("id", "source", "url", "title", "text", "language", "licence", "date")]
+    + [("group", pa.string()), ("split", pa.string())]
+)
+DIALOGUES = pa.schema(
+    [(name, pa.string()) for name in ("id", "source", "url", "group", "split", "kind")]
+    + [("messages", MESSAGES), ("check", pa.string())]
+)
+PREFERENCES = pa.schema(
+    [(name, pa.string()) for name in ("id", "source", "group", "split")]
+    + [("prompt", MESSAGES), ("chosen", pa.string()), ("rejected", pa.string())]
+)
+DROPPED = pa.schema([(name, pa.string()) for name in ("source", "url", "reason", "excerpt")])
+
+ROLES = ("system", "user", "assistant")
+
+
+def identity(text: str) -> str:
+    """A stable id: xxh3-128, in hex, of the text in lower case with its white space squeezed."""
+    return xxhash.xxh3_128_hexdigest(" ".join(text.lower().split()).encode("utf-8", "surrogatepass"))
+
+
+def split_of(group: str, validation_share: float, feedback_share: float = 0.0) -> str:
+    """ "validation", "feedback" or "train", from a hash of the group alone: more data never moves a group."""
+    position = xxhash.xxh3_64_intdigest(group.encode("utf-8", "surrogatepass")) / 2**64
+    if position < validation_share:
+        return "validation"
+    return "feedback" if position < validation_share + feedback_share else "train"

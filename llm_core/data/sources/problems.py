@@ -1,0 +1,146 @@
+"""Small problems whose answers are checked by running Python.
+
+Operands stay below 100 and words are spelled letter by letter ("Reverse c a t."), so that a model of one or two
+million parameters learns about half of them in a minute and a half on a CPU: enough to be useful, and enough left for
+feedback to improve. No copied question, constant or long answer is ever right.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_core.contract import BadInput
+
+CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
+TRIES = 50
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"max": max, "min": min, "len": len}
+_NODES = (ast.Expression, ast.BinOp, ast.Add, ast.Sub, ast.Call, ast.Constant, ast.Subscript, ast.Slice, ast.UnaryOp)
+_NODES += (ast.USub, ast.Load)
+_LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question, its answer, the Python expression whose value the answer is, and the operands as `group`."""
+
+    question: str
+    answer: str
+    expression: str
+    group: str
+
+
+def value(expression: str) -> str:
+    """The value of a problem's expression, as text. Raises `ValueError` for anything but the generator's own forms."""
+    if len(expression) > _LONGEST:
+        raise ValueError("no expression of a problem: it is too long")
+    try:
+        tree = ast.parse(expression, mode="eval")
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"no expression of a problem: {expression!r}") from error
+    for node in ast.walk(tree):
+        if not (isinstance(node, _NODES) or _is_known_name(node)):
+            raise ValueError(f"no expression of a problem: {expression!r}")
+    return str(eval(compile(tree, "<problem>", "eval"), {"__builtins__": {}}, dict(_FUNCTIONS)))
+
+
+def _is_known_name(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr == "join" and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return isinstance(node, ast.Name) and node.id in _FUNCTIONS
+
+
+def is_right(answer: str, expression: str) -> bool:
+    """Whether an answer, its outer white space removed, is exactly the expression's value."""
+    return answer.strip() == value(expression)
+
+
+def generate(count: int, seed: int) -> list[Problem]:
+    """`count` problems with distinct expressions. Raises `BadInput` if there are not that many."""
+    draw = random.Random(seed)
+    found: dict[str, Problem] = {}
+    makers = [maker for maker, weight in _MAKERS for _ in range(weight)]
+    for _ in range(count * TRIES):
+        problem = draw.choice(makers)(draw)
+        found.setdefault(problem.expression, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise BadInput(f"count: the generator knows only about {len(found)} distinct problems, not {count}")
+
+
+def _problem(draw: random.Random, phrasings: Sequence[str], expression: str, operands: Sequence[object]) -> Problem:
+    spelled = [" ".join(item) if isinstance(item, str) else item for item in operands]
+    listed = ", ".join(map(str, spelled[:-1])) + f" and {spelled[-1]}"
+    question = draw.choice(phrasings).format(*spelled, listed=listed, code=expression)
+    names = sorted(min(item, item[::-1]) if isinstance(item, str) else f"{item:02d}" for item in operands)  # type: ignore[str-bytes-safe]
+    return Problem(question, value(expression), expression, "-".join(names))
+
+
+def _sum(draw: random.Random) -> Problem:
+    a, b = draw.randrange(100), draw.randrange(100)
+    phrasings = ("What is {0} plus {1}?", "What is {code}?", "Add {0} and {1}.", "{code} = ?")
+    return _problem(draw, phrasings, f"{a} + {b}", (a, b))
+
+
+def _difference(draw: random.Random) -> Problem:
+    b, a = sorted((draw.randrange(100), draw.randrange(100)))
+    phrasings = ("What is {0} minus {1}?", "What is {code}?", "Take {1} from {0}.", "{code} = ?")
+    return _problem(draw, phrasings, f"{a} - {b}", (a, b))
+
+
+def _largest(draw: random.Random) -> Problem:
+    numbers = draw.sample(range(100), draw.randint(2, 4))
+    phrasings = ("Which is the largest of {listed}?", "What is the maximum of {listed}?", "{code} = ?")
+    return _problem(draw, phrasings, f"max({', '.join(map(str, numbers))})", numbers)
+
+
+def _smallest(draw: random.Random) -> Problem:
+    numbers = draw.sample(range(100), draw.randint(2, 4))
+    phrasings = ("Which is the smallest of {listed}?", "What is the minimum of {listed}?", "{code} = ?")
+    return _problem(draw, phrasings, f"min({', '.join(map(str, numbers))})", numbers)
+
+
+def _length(draw: random.Random) -> Problem:
+    word = _word(draw)
+    phrasings = ("How many letters are in {0}?", "Count the letters of {0}.", "How long is the word {0}?")
+    return _problem(draw, phrasings, f"len({word!r})", (word,))
+
+
+def _reverse(draw: random.Random) -> Problem:
+    word = _word(draw)
+    phrasings = ("Reverse {0}.", "Write {0} backwards.", "What is {0} in reverse?")
+    return _problem(draw, phrasings, f"' '.join({word!r}[::-1])", (word,))
+
+
+def _word(draw: random.Random) -> str:
+    """Three to five letters that can be spoken."""
+    start = draw.randrange(2)
+    return "".join(draw.choice(VOWELS if (start + i) % 2 else CONSONANTS) for i in range(draw.randint(3, 5)))
+
+
+_MAKERS: tuple[tuple[Callable[[random.Random], Problem], int], ...] = (
+    (_sum, 5),
+    (_difference, 4),
+    (_largest, 4),
+    (_smallest, 2),
+    (_length, 2),
+    (_reverse, 3),
+)
+
+
+def rows(problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
+    """The problems in the shape of raw dialogues, the expression as `check`."""
+    for problem in problems:
+        yield {
+            "url": None,
+            "group": problem.group,
+            "kind": "problem",
+            "messages": [
+                {"role": "user", "content": problem.question},
+                {"role": "assistant", "content": problem.answer},
+            ],
+            "check": problem.expression,
+        }
