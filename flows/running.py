@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 import time
@@ -39,11 +38,11 @@ def run(
         chosen = experiments.overrides(project, preset, assignments)
         space = experiments.create(project, name or experiments.name_for(preset, assignments, chosen), chosen)
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
-    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    # The terminal shows our own lines; Prefect's log lines go to its server, where the run's page shows them.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     servers.ensure(project)
     from flows.build import build
 
-    _quiet_console()
     summary = build(space.root, tuple(stages), tuple(force))
     seconds = time.monotonic() - began
     if as_json:
@@ -59,16 +58,6 @@ def run(
     for label, link in summary.links.items():
         print(f"{label}: {link}")
     return 0
-
-
-def _quiet_console() -> None:
-    """The terminal shows our own lines; Prefect's log lines go to its server, where the run's page shows them."""
-    import prefect  # noqa: F401  (sets up its logging)
-
-    for logger_name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
-        for handler in logging.getLogger(logger_name).handlers:
-            if "Console" in type(handler).__name__:
-                handler.setLevel(logging.CRITICAL + 1)
 
 
 def status_rows(space: Workspace) -> list[dict[str, Any]]:

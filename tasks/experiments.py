@@ -47,9 +47,14 @@ def name_for(preset: str | None, assignments: list[str], chosen: params.Params) 
     """A name that says what was overridden; the same overrides always give the same one."""
     if preset and not assignments:
         return preset
-    words = [preset or "", *(re.sub(r"[^a-z0-9]+", "-", text.lower().rpartition(".")[2]) for text in assignments)]
+    pairs = [text.lower().partition("=") for text in assignments]
+    words = [preset or "", *(_slug(f"{path.rpartition('.')[2]}-{value}") for path, _, value in pairs)]
     digest = hashlib.sha256(artifacts.dump_json(chosen)).hexdigest()[:6]
-    return "-".join([*[word.strip("-") for word in words if word][:3], digest])[:60]
+    return "-".join([*[word[:20] for word in words if word][:3], digest])
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
 
 
 def create(project: Path, name: str, chosen: params.Params) -> Workspace:
@@ -57,7 +62,13 @@ def create(project: Path, name: str, chosen: params.Params) -> Workspace:
     merged = params.overlay(params.read(project / "params.yaml"), chosen)
     params.check(merged, f"params.yaml with the overrides of {name}")
     root = project / "runs" / name
-    return make_workspace(project, root, params.dump(merged), cache=project / ".dvc" / "cache")
+    space = make_workspace(project, root, params.dump(merged), cache=project / ".dvc" / "cache")
+    crawl = project / ".groundup" / "crawl"
+    crawl.mkdir(parents=True, exist_ok=True)
+    (root / ".groundup").mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (root / ".groundup" / "crawl").symlink_to(os.path.relpath(crawl, root / ".groundup"))
+    return space
 
 
 def make_workspace(project: Path, root: Path, params_text: str, cache: Path) -> Workspace:
@@ -66,14 +77,10 @@ def make_workspace(project: Path, root: Path, params_text: str, cache: Path) -> 
     (root / ".dvc" / "config").write_text(DVC_CONFIG.format(cache=os.path.relpath(cache, root / ".dvc")))
     for entry in project.iterdir():
         link = root / entry.name
-        if entry.name not in OWN and not entry.name.startswith(".") and not link.exists():
+        theirs = entry.name not in OWN and not entry.name.startswith(".") and entry.suffix != ".egg-info"
+        if theirs and not link.exists():
             link.symlink_to(os.path.relpath(entry, root))
     shutil.copyfile(project / ".dvcignore", root / ".dvcignore")
-    crawl = project / ".groundup" / "crawl"
-    crawl.mkdir(parents=True, exist_ok=True)
-    (root / ".groundup").mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        (root / ".groundup" / "crawl").symlink_to(os.path.relpath(crawl, root / ".groundup"))
     shutil.copyfile(project / "dvc.yaml", root / "dvc.yaml")
     if (project / "dvc.lock").is_file() and not (root / "dvc.lock").is_file():
         shutil.copyfile(project / "dvc.lock", root / "dvc.lock")

@@ -73,7 +73,8 @@ def _curve(curve: Sequence[Point], place: Callable[[Point], str], colour: str) -
 
     reach = len(curve) // 40
     if reach:
-        parts = [curve[max(0, i - reach) : i + reach + 1] for i in range(len(curve))]
+        reaches = [min(reach, i, len(curve) - 1 - i) for i in range(len(curve))]
+        parts = [curve[i - r : i + r + 1] for i, r in enumerate(reaches)]
         smooth = [(curve[i][0], sum(y for _, y in part) / len(part)) for i, part in enumerate(parts)]
         return line(curve, 'stroke-width="1" opacity="0.35"') + line(smooth, 'stroke-width="2"')
     dots = "".join('<circle cx="{}" cy="{}" r="3" fill="{}" />'.format(*place(p).split(","), colour) for p in curve)

@@ -54,8 +54,11 @@ def with_needs(verbs: Sequence[str]) -> frozenset[str]:
 @contextmanager
 def open_session(root: Path, verbs: Sequence[str] = (), force: Sequence[str] = ()) -> Iterator[Session]:
     """Check all settings, lock the workspace, ask what is stale. Raises `BadInput` before anything has started."""
+    from prefect.runtime import flow_run
+
     space = Workspace.at(root)
     space.configs()
+    os.environ["GROUNDUP_BUILD"] = str(flow_run.id or "")  # joins the stages' MLflow runs
     wanted, forced = with_needs(verbs), frozenset(stage(verb).verb for verb in force)
     display = TerminalDisplay()
     with _locked(space, display):

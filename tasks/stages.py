@@ -2,6 +2,7 @@
 
 Tasks are called directly, never submitted: the stage's child process follows the thread that started it, and a time
 limit reaches only a task that runs in the main thread. Prefect's own caching stays off; DVC decides what is fresh.
+A task returns a state, so that its page says fresh, restored or ran; Prefect hands the state's path to the next task.
 Arguments after the first are the products that a stage stands on: a call that differs from the table is refused.
 """
 
@@ -14,11 +15,19 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
+from llm_core.contract import BadInput
 from llm_core.pipeline import stage
+from tasks.promote import Promotion
 from tasks.promote import promote as decide_promotion
 from tasks.session import Session
 
-NETWORK = {"retries": 2, "retry_delay_seconds": 10, "tags": ["network"]}
+
+def _may_pass(_task: object, _run: object, state: State) -> bool:
+    """A failure may pass by itself; bad input does not."""
+    return not isinstance(state.result(raise_on_failure=False), BadInput)
+
+
+NETWORK = {"retries": 2, "retry_delay_seconds": 10, "retry_condition_fn": _may_pass, "tags": ["network"]}
 DATA = {"tags": ["data"], "timeout_seconds": timedelta(days=2).total_seconds()}
 TRAINING = {"tags": ["training"], "timeout_seconds": timedelta(days=14).total_seconds()}
 
@@ -90,7 +99,6 @@ def evaluate(
 
 
 @task(name="promote", cache_policy=NO_CACHE)
-def promote(session: Session, scores: Path) -> State[str]:
+def promote(session: Session, scores: Path) -> Promotion:
     """The gate decides who is champion; a refusal is a successful run."""
-    verdict = decide_promotion(session, scores)
-    return Completed(name=verdict.state.capitalize(), data=verdict)
+    return decide_promotion(session, scores)

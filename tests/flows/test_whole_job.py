@@ -1,0 +1,167 @@
+"""The whole job at tiny size, through a real Prefect server, a real MLflow server and real DVC: both doors, one truth.
+
+The tests stand in the order of a story and share one workspace: each goes on where the one before left it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_core import artifacts
+from llm_core.pipeline import PIPELINE, VERBS
+from tasks import tracking
+from tasks.runner import child_environment
+from tasks.workspace import Workspace
+
+
+def command(space: Workspace, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A command in the workspace with the virtual environment's programs first on PATH, as `make repro` has it."""
+    environment = child_environment(Path(os.devnull))
+    del environment["GROUNDUP_EVENTS"]
+    done = subprocess.run(arguments, cwd=space.root, env=environment, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def groundup(space: Workspace, *arguments: str) -> dict[str, Any]:
+    """`groundup run --json ...` and its summary."""
+    done = command(space, sys.executable, "-m", "flows.cli", "run", "--json", *arguments)
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def set_param(space: Workspace, section: str, **values: Any) -> None:
+    content = yaml.safe_load((space.root / "params.yaml").read_text())
+    content[section] |= values
+    (space.root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def first_run(workspace: Workspace) -> dict[str, Any]:
+    return groundup(workspace)
+
+
+def test_the_job_ends_with_a_verdict_a_report_and_links(workspace: Workspace, first_run: dict[str, Any]) -> None:
+    assert first_run["states"] == dict.fromkeys(VERBS, "ran")
+    assert first_run["promotion"]["reason"]
+    assert set(first_run["links"]) == {"report", "Prefect run", "MLflow charts"}
+    page = (workspace.root / "reports" / "index.html").read_text()
+    assert first_run["promotion"]["champion"] in page or first_run["promotion"]["champion"] == "none"
+    for row in PIPELINE:
+        artifacts.verify(workspace.product(row.makes))
+
+
+def test_every_stage_is_an_mlflow_run_with_its_inputs_and_outputs(
+    workspace: Workspace, first_run: dict[str, Any]
+) -> None:
+    uri = tracking.tracking_uri(workspace.root)
+    assert uri is not None
+    client = tracking.client(uri)
+    for row in PIPELINE:
+        report = workspace.read_report(row.verb)
+        assert report is not None
+        run = client.get_run(report["run"]["mlflow_run_id"])
+        assert run.info.status == "FINISHED", row.verb
+        assert run.data.params, row.verb
+        assert {f"final/{name}" for name in report["metrics"]} <= set(run.data.metrics), row.verb
+        digests = {i.dataset.name: json.loads(i.dataset.source)["sha256"] for i in run.inputs.dataset_inputs}
+        assert digests == report["inputs"], row.verb
+        assert run.data.tags["build"], row.verb
+        names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+        assert {"report.json", "plots", "versions.json"} <= names, row.verb
+    losses = client.get_metric_history(workspace.read_report("pretrain")["run"]["mlflow_run_id"], "train/loss")  # type: ignore[index]
+    assert len(losses) > 5
+
+
+def test_prefect_shows_what_became_of_each_stage(first_run: dict[str, Any]) -> None:
+    flow_run = first_run["links"]["Prefect run"].rpartition("/")[2]
+    query = json.dumps({"flow_runs": {"id": {"any_": [flow_run]}}}).encode()
+    request = urllib.request.Request(
+        f"{os.environ['PREFECT_API_URL']}/task_runs/filter", query, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        states = {task["name"].rpartition("-")[0]: task["state"]["name"] for task in json.load(response)}
+    assert {verb: states[verb] for verb in VERBS} == dict.fromkeys(VERBS, "Ran")
+
+
+def test_afterwards_dvc_has_nothing_to_do(workspace: Workspace, first_run: dict[str, Any]) -> None:
+    assert "up to date" in command(workspace, "dvc", "status").stdout
+    before = {row.verb: workspace.report(row.verb).read_bytes() for row in PIPELINE}
+    said = command(workspace, "dvc", "repro").stdout
+    assert said.count("didn't change, skipping") == len(PIPELINE), said
+    assert before == {row.verb: workspace.report(row.verb).read_bytes() for row in PIPELINE}
+
+
+def test_a_second_run_finds_all_fresh_and_the_verdict_known(workspace: Workspace, first_run: dict[str, Any]) -> None:
+    again = groundup(workspace)
+    assert again["states"] == dict.fromkeys(VERBS, "fresh")
+    assert again["promotion"]["state"] == "fresh"
+    assert again["promotion"]["reason"] == first_run["promotion"]["reason"]
+
+
+def test_a_changed_setting_reruns_what_depends_on_it_and_going_back_runs_nothing(
+    workspace: Workspace, first_run: dict[str, Any]
+) -> None:
+    original = (workspace.root / "params.yaml").read_text()
+    digest = artifacts.digest(workspace.product("scores"))
+    set_param(workspace, "evaluate", seed=5)
+    changed = groundup(workspace)
+    assert changed["states"] == dict.fromkeys(VERBS, "fresh") | {"evaluate": "ran"}
+    (workspace.root / "params.yaml").write_text(original)
+    back = groundup(workspace)
+    assert back["states"] == dict.fromkeys(VERBS, "fresh") | {"evaluate": "restored"}
+    assert artifacts.digest(workspace.product("scores")) == digest
+
+
+def test_the_other_door_first(workspace: Workspace, first_run: dict[str, Any]) -> None:
+    """`dvc repro` runs the stage, logs it to MLflow, and `groundup run` finds nothing left to do."""
+    set_param(workspace, "align", steps=6)
+    said = command(workspace, "dvc", "repro").stdout
+    assert "Running stage 'align'" in said
+    assert said.count("didn't change, skipping") == len(PIPELINE) - 2
+    report = workspace.read_report("align")
+    assert report is not None
+    assert report["params"]["steps"] == "6"
+    assert report["run"]["mlflow_run_id"]
+    assert groundup(workspace)["states"] == dict.fromkeys(VERBS, "fresh")
+
+
+def test_a_product_put_back_by_hand_is_not_trusted(workspace: Workspace, first_run: dict[str, Any]) -> None:
+    """A deleted product comes back from the cache without running."""
+    artifacts._remove(workspace.product("votes"))
+    states = groundup(workspace, "collect")["states"]
+    assert states["collect"] == "restored"
+    assert states["reward"] == "skipped"
+    artifacts.verify(workspace.product("votes"))
+
+
+def test_status_and_generate(workspace: Workspace, first_run: dict[str, Any]) -> None:
+    rows = json.loads(command(workspace, sys.executable, "-m", "flows.cli", "status", "--json").stdout)
+    assert [row["stage"] for row in rows] == list(VERBS)
+    assert {row["state"] for row in rows} == {"fresh"}
+    folder = str(workspace.product("chat"))
+    said = command(workspace, sys.executable, "-m", "flows.cli", "generate", "What is 1 plus 1?", "--model", folder)
+    assert said.stdout.strip()
+
+
+def test_an_experiment_leaves_the_main_workspace_alone_and_can_be_adopted(
+    workspace: Workspace, first_run: dict[str, Any]
+) -> None:
+    before = {row.makes: artifacts.digest(workspace.product(row.makes)) for row in PIPELINE}
+    tried = groundup(workspace, "--set", "evaluate.seed=9", "--name", "other-seed")
+    assert tried["states"] == dict.fromkeys(VERBS, "restored") | {"evaluate": "ran"}
+    assert tried["promotion"]["state"] == "skipped"
+    assert before == {row.makes: artifacts.digest(workspace.product(row.makes)) for row in PIPELINE}
+    assert "up to date" in command(workspace, "dvc", "status").stdout
+    command(workspace, sys.executable, "-m", "flows.cli", "adopt", "other-seed")
+    assert set(groundup(workspace)["states"].values()) == {"fresh"}
+    assert artifacts.digest(workspace.product("scores")) != before["scores"]
