@@ -16,6 +16,8 @@ from llm_core.feedback.statistics import Interval, detectable_difference, mean_i
 from llm_core.release.options import GateOptions
 from llm_core.release.scores import Scores
 
+GUESSING = 8.0  # bits per byte of a model that knows nothing
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -135,8 +137,11 @@ def _divergence(scores: Scores, options: GateOptions) -> Check:
     value, limit = scores.kl_from_chat, options.max_kl
     if value is None:
         return Check("kl_from_chat", None, limit, True, "no divergence from the chat model is known")
-    passed = math.isfinite(value) and value <= limit
-    return Check("kl_from_chat", value, limit, passed, f"divergence from chat is {value:.2f} nats (limit {limit:g})")
+    if not math.isfinite(value):
+        return _missing("kl_from_chat", limit, "the divergence from the chat model is not a number")
+    return Check(
+        "kl_from_chat", value, limit, value <= limit, f"divergence from chat is {value:.2f} nats (limit {limit:g})"
+    )
 
 
 def _ended(scores: Scores, options: GateOptions) -> Check:
@@ -160,7 +165,7 @@ def _accuracy(scores: Scores, options: GateOptions) -> Check:
 def _has_perplexity(scores: Scores) -> Check:
     value = scores.bits_per_byte
     if value is None or not math.isfinite(value):
-        return _missing("bits_per_byte", math.inf, "bits per byte was not measured")
+        return _missing("bits_per_byte", GUESSING, "bits per byte was not measured")
     return Check(
         "bits_per_byte", value, 8.0, value < 8.0, f"bits per byte is {value:.3f} (limit 8, what guessing needs)"
     )

@@ -40,5 +40,9 @@ class AlignConfig(Config):
     """Prompts answered before and after tuning, to measure the KL from chat and the reward model's score."""
     max_new_tokens: int = Field(default=24, ge=1, le=4096)
     """Length limit of such an answer, in tokens."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of torch; 0: one for each core."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes a GPU if there is one."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of pairs and of the sampled answers."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from llm_core.contract import Config
@@ -24,7 +26,9 @@ class CollectConfig(Config):
     """Share of the simulated rater's clear votes that are flipped."""
     validation_share: float = Field(default=0.1, gt=0.0, lt=0.5)
     """Share of the prompts held out to judge reward model and alignment; a prompt's pairs are never divided."""
-    batch_size: int = Field(default=256, ge=1)
-    """Prompts that are sampled at once; it changes speed and memory, never the answers."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of torch; 0: one for each core."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes a GPU if there is one."""
     seed: int = Field(default=0, ge=0)
     """Seed of the samples and of the simulated rater."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from llm_core.contract import Config
@@ -12,6 +14,8 @@ class EvaluateConfig(Config):
 
     problems: int = Field(default=800, ge=1)
     """Held-out problems answered by chat and aligned, greedily and by sampling, at most."""
+    answers: int = Field(default=4, ge=1, le=64)
+    """Sampled answers to each problem; their mean is the problem's judged score."""
     base_problems: int = Field(default=200, ge=0)
     """Of these, the first so many are answered greedily by base too, for comparison."""
     choices: int = Field(default=300, ge=0)
@@ -30,5 +34,9 @@ class EvaluateConfig(Config):
     """Text samples per model shown in the report; the same prompts for every model."""
     sample_tokens: int = Field(default=80, ge=1)
     """Length of a text sample that continues a page, in tokens."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of torch; 0: one for each core."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes a GPU if there is one."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling, of the questions' distractors and of the bootstrap."""

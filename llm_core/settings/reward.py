@@ -30,5 +30,9 @@ class RewardConfig(Config):
     """Steps between looks at the held-out pairs."""
     patience: int = Field(default=3, ge=1)
     """Looks without a better held-out loss after which training ends."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of torch; 0: one for each core."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes a GPU if there is one."""
     seed: int = Field(default=0, ge=0)
     """Seed of the head's start and of the order of pairs."""

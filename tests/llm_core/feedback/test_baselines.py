@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -29,10 +30,7 @@ def test_word_counts_find_a_telling_word_and_nothing_in_noise() -> None:
 
 def test_baselines_on_real_preferences(shared_data: Path) -> None:
     """The floors measured with an independent script on the same file: 44.2% longer, bag of words 62.2% (n = 462)."""
-    files = sorted((shared_data / "hh_rlhf").rglob("*harmless*"))
-    if not files:
-        pytest.skip("no harmless pairs in the reference data")
-    pairs = read_hh(files[0])
+    pairs = read_hh(shared_data / "hh_rlhf" / "harmless-base.test.jsonl.gz")
     longer = sum(len(p.chosen) > len(p.rejected) for p in pairs) / len(pairs)
     assert longer == pytest.approx(0.442, abs=0.01)
     cut = len(pairs) * 4 // 5
@@ -40,12 +38,7 @@ def test_baselines_on_real_preferences(shared_data: Path) -> None:
 
 
 def read_hh(path: Path) -> list[Pair]:
-    import gzip
-
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else open(path)
-    with opened as lines:
+    with gzip.open(path, "rt") as lines:
         rows = [json.loads(text) for text in lines]
-    answers = [
-        (row["chosen"].rpartition("\n\nAssistant:")[2], row["rejected"].rpartition("\n\nAssistant:")[2]) for row in rows
-    ]
+    answers = [[row[side].rpartition("\n\nAssistant:")[2] for side in ("chosen", "rejected")] for row in rows]
     return [pair(chosen, rejected) for chosen, rejected in answers if chosen != rejected]

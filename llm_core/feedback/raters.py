@@ -1,0 +1,109 @@
+"""Who prefers which answer: people, from the file of votes, and a simulated rater, from the checked answer.
+
+A line of the votes file is one person's vote as a JSON object:
+
+    id          text: the exchange that was judged; a later line of the same id and rater replaces the earlier one
+    prompt      list of {"role": "system" | "user" | "assistant", "content": text}, the last of them by the user
+    answer_a    text                    answer_b    text
+    preference  "a" | "b" | "tie" | "both_bad"
+    rater       text: who voted, under a name that gives nobody away
+    model_a, model_b, why, seconds, ts  optional: what answered, the rater's words, time to vote, when
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from llm_core.contract import BadInput
+
+Preference = Literal["a", "b", "tie", "both_bad"]
+CLEAR = ("a", "b")
+
+
+class Message(BaseModel):
+    """One turn of a dialogue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class PersonVote(BaseModel):
+    """One line of the votes file; see the module's text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    id: str = Field(min_length=1)
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    answer_a: str
+    answer_b: str
+    preference: Preference
+    rater: str = Field(min_length=1)
+    model_a: str = ""
+    model_b: str = ""
+    why: str = ""
+    seconds: float | None = Field(default=None, ge=0)
+    ts: str = ""
+
+    @field_validator("prompt")
+    @classmethod
+    def _ends_with_the_user(cls, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+        if prompt[-1].role != "user":
+            raise ValueError("the last message of a prompt must be the user's")
+        return prompt
+
+
+def read_people(path: Path) -> list[PersonVote]:
+    """The latest vote of each rater on each exchange, sorted by (id, rater). Raises `BadInput` naming file and line."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; an empty one means that nobody has voted yet")
+    latest: dict[tuple[str, str], PersonVote] = {}
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                vote = _parse(line, f"{path}: line {number}")
+                latest[vote.id, vote.rater] = vote
+    return [latest[key] for key in sorted(latest)]
+
+
+def _parse(line: str, where: str) -> PersonVote:
+    try:
+        return PersonVote.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{where}: {name + ': ' if name else ''}{first['msg']}") from None
+
+
+def agreement(votes: Iterable[PersonVote]) -> tuple[float, int]:
+    """(share, count) of the pairs of raters on one exchange who voted alike; (nan, 0) if no exchange has two raters."""
+    by_exchange: dict[str, list[Preference]] = defaultdict(list)
+    for vote in votes:
+        by_exchange[vote.id].append(vote.preference)
+    alike = [x == y for given in by_exchange.values() for x, y in combinations(given, 2)]
+    return (sum(alike) / len(alike), len(alike)) if alike else (float("nan"), 0)
+
+
+def simulated_preference(right_a: bool, right_b: bool, *, noise: float, key: str) -> Preference:
+    """Right beats wrong; two right answers tie, two wrong ones are both bad.
+
+    A clear vote is flipped with probability `noise`, drawn from `key` alone, so that order and number of votes
+    do not change it.
+    """
+    if right_a == right_b:
+        return "tie" if right_a else "both_bad"
+    flipped = random.Random(key).random() < noise
+    return "a" if right_a != flipped else "b"
+
+
+def clear(preferences: Sequence[str]) -> int:
+    """Number of preferences that name a side."""
+    return sum(preference in CLEAR for preference in preferences)

@@ -1,0 +1,95 @@
+"""Answers of a model to dialogues, as text and tokens: what collect compares, align watches and evaluate judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from llm_core.data.bpe import Tokenizer
+from llm_core.data.dialogue import encode_prompt, stop_ids
+from llm_core.model.sampling import generate
+from llm_core.model.transformer import Transformer
+from llm_core.train.loss import sequence_logprobs
+
+CHUNK = 128  # prompts between two looks at the progress; part of the seed, so it must not vary
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to a dialogue. `tokens` holds the closing token if the answer `finished` by itself."""
+
+    prompt_tokens: list[int]
+    tokens: list[int]
+    text: str
+    finished: bool
+
+
+def answer(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Messages],
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    told: Callable[[int], None] | None = None,
+) -> list[list[Answer]]:
+    """`samples` answers to each prompt, deterministic in `seed`; temperature 0 is greedy.
+
+    `told` hears after every chunk how many prompts are answered. Raises `BadInput` for a prompt that fills the context.
+    """
+    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    stops = stop_ids(tokenizer)
+    special = frozenset(tokenizer.specials.values())
+    answers: list[list[Answer]] = []
+    for chunk, start in enumerate(range(0, len(encoded), CHUNK)):
+        part = encoded[start : start + CHUNK]
+        completions = generate(
+            model,
+            part,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stop_ids=stops,
+            samples=samples,
+            seed=100_000 * seed + chunk,
+        )
+        for tokens, drawn in zip(part, completions, strict=True):
+            answers.append(
+                [Answer(tokens, c.tokens, tokenizer.decode([t for t in c.tokens if t not in special]), c.finished)
+                 for c in drawn]
+            )  # fmt: skip
+        if told is not None:
+            told(len(answers))
+    return answers
+
+
+@torch.no_grad()
+def answer_logprob(model: Transformer, answers: Sequence[Answer], *, batch: int = 256) -> list[float]:
+    """Log-probability of each whole answer given its prompt under `model`, in nats and in the order given."""
+    order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt_tokens) + len(answers[i].tokens))
+    logprobs = [0.0] * len(answers)
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        sequences = [answers[i].prompt_tokens + answers[i].tokens for i in rows]
+        longest = max(map(len, sequences))
+        tokens_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask_BT = torch.zeros(len(rows), longest)
+        for b, (i, sequence) in enumerate(zip(rows, sequences, strict=True)):
+            tokens_BT[b, : len(sequence)] = torch.tensor(sequence)
+            mask_BT[b, len(answers[i].prompt_tokens) : len(sequence)] = 1.0
+        device = model.head_weight.device
+        sums = sequence_logprobs(model, tokens_BT.to(device), mask_BT.to(device)).sum(-1)
+        for i, value in zip(rows, sums.tolist(), strict=True):
+            logprobs[i] = value
+    return logprobs
+
+
+def divergence(policy: Transformer, reference: Transformer, answers: Sequence[Answer]) -> float:
+    """KL(policy || reference) in nats per answer, estimated on answers drawn from `policy` at temperature 1."""
+    ours, theirs = answer_logprob(policy, answers), answer_logprob(reference, answers)
+    return sum(x - y for x, y in zip(ours, theirs, strict=True)) / len(answers)
