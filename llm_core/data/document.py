@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 import xxhash
 
+ROLES = ("system", "user", "assistant")
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
-RAW_DOCUMENTS = pa.schema([(name, pa.string()) for name in ("url", "title", "text", "content_type", "licence", "group")])
+RAW_DOCUMENTS = pa.schema(
+    [(name, pa.string()) for name in ("url", "title", "text", "content_type", "licence", "group")]
+)
 RAW_DIALOGUES = pa.schema(
     [("url", pa.string()), ("group", pa.string()), ("kind", pa.string())]
     + [("messages", MESSAGES), ("check", pa.string())]
@@ -30,7 +35,17 @@ PREFERENCES = pa.schema(
 )
 DROPPED = pa.schema([(name, pa.string()) for name in ("source", "url", "reason", "excerpt")])
 
-ROLES = ("system", "user", "assistant")
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A page's own text, with what its head says about it; None where it says nothing."""
+
+    text: str
+    title: str | None = None
+    url: str | None = None
+    date: str | None = None
+    language: str | None = None
+    licence: str | None = None
 
 
 def identity(text: str) -> str:

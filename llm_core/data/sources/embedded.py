@@ -82,7 +82,8 @@ def read_site(folder: Path) -> Site:
 
 def _index(paths: list[str]) -> bytes:
     links = "\n".join(f'<li><a href="{html.escape(path)}">{html.escape(path)}</a></li>' for path in paths)
-    return f'<!DOCTYPE html><html lang="en"><head><title>Index</title></head><body><ul>{links}</ul></body></html>'.encode()
+    head = '<title>Index</title><meta name="robots" content="noindex">'
+    return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body><ul>{links}</ul></body></html>'.encode()
 
 
 def url_of(path: str) -> str:

@@ -44,7 +44,9 @@ def find(patterns: Iterable[str]) -> list[Path]:
             root = Path(path.anchor) if path.is_absolute() else Path()
             matches = [p for p in root.glob(str(path.relative_to(root))) if p.is_file() and _known(p)]
         if not matches:
-            raise BadInput(f"acquire.sources.paths: {pattern!r} matches no file of type txt, md, html, jsonl or parquet")
+            raise BadInput(
+                f"acquire.sources.paths: {pattern!r} matches no file of type txt, md, html, jsonl or parquet"
+            )
         found.update(matches)
     return sorted(found)
 
@@ -85,4 +87,4 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
 def _whole(path: Path) -> dict[str, Any]:
     kind = WHOLE.get(path.suffix.lower(), "text/plain")
     title = None if kind == "text/html" else path.stem
-    return {"url": path.as_posix(), "title": title, "text": decode(path.read_bytes(), kind), "content_type": kind}
+    return {"url": path.as_posix(), "title": title, "text": decode(path.read_bytes()), "content_type": kind}

@@ -48,7 +48,9 @@ def shape(rows: Iterable[Row], holds: str, columns: Columns) -> Iterator[dict[st
 
 
 def _document(row: Row, columns: Columns) -> dict[str, Any]:
-    extra = {name: _text(row.get(column)) for name, column in (("title", columns.title), ("url", columns.url)) if column}
+    extra = {
+        name: _text(row.get(column)) for name, column in (("title", columns.title), ("url", columns.url)) if column
+    }
     return {"text": _text(_need(row, columns.text)), "content_type": "text/plain", **extra}
 
 

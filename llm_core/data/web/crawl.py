@@ -69,13 +69,13 @@ class CrawlSpider(Spider):
         return
         yield
 
-    def look_at_headers(self, headers: Any, body_length: int, request: Request, spider: Spider) -> None:
+    def look_at_headers(self, headers: Any, request: Request) -> None:
         """Stop a download whose headers name another type than text."""
         content_type = (headers.get("Content-Type") or b"text/html").decode("latin-1").partition(";")[0].strip().lower()
         if content_type not in TEXT_TYPES and "frontier_url" in request.meta:
             raise StopDownload(fail=True)
 
-    def parse(self, response: Response, **kwargs: Any) -> None:
+    def parse(self, response: Response) -> None:
         """Store a page and its links; a page whose bytes are known already is not written again."""
         url, depth = response.meta["frontier_url"], response.meta["depth"]
         if response.status == 304:
@@ -144,7 +144,7 @@ class CrawlSpider(Spider):
             sys.stdout = sys.stderr
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def finished(self, spider: Spider, reason: str) -> None:
+    def finished(self, reason: str) -> None:
         """Close the segment, then the frontier, and say how it ended."""
         self.segments.close()
         self.frontier.commit()
@@ -166,6 +166,7 @@ def settings(job: CrawlJob) -> dict[str, Any]:
             "downloadermiddlewares.cookies.CookiesMiddleware",
             "downloadermiddlewares.httpproxy.HttpProxyMiddleware",
             "downloadermiddlewares.offsite.OffsiteMiddleware",
+            "downloadermiddlewares.redirect.MetaRefreshMiddleware",
         )
     }
     web = "llm_core.data.web.scheduler"
@@ -175,7 +176,7 @@ def settings(job: CrawlJob) -> dict[str, Any]:
         "USER_AGENT": job.user_agent,
         "SCHEDULER": f"{web}.FrontierScheduler",
         "DOWNLOADER_MIDDLEWARES": {**unused, f"{web}.ProxyMiddleware": 50, f"{web}.PoliteRobots": 100},
-        "SPIDER_MIDDLEWARES_BASE": {},
+        "SPIDER_MIDDLEWARES_BASE": {"scrapy.spidermiddlewares.referer.RefererMiddleware": 700},
         "CONCURRENT_REQUESTS": max(16, job.concurrency),
         "CONCURRENT_REQUESTS_PER_DOMAIN": job.concurrency,
         "DOWNLOAD_DELAY": job.delay,

@@ -27,7 +27,9 @@ class SegmentWriter:
         self._open_path = folder / "none"
         recover(folder)
 
-    def write(self, url: str, status: str, headers: Sequence[tuple[str, str]], body: bytes, date: str) -> tuple[str, int]:
+    def write(
+        self, url: str, status: str, headers: Sequence[tuple[str, str]], body: bytes, date: str
+    ) -> tuple[str, int]:
         """Append a response record; returns the segment's final name and the record's offset in bytes.
 
         `body` is decoded: headers that speak of an encoding are dropped, or readers would decode it twice.
@@ -101,6 +103,4 @@ def whole_members(path: Path) -> int:
 
 def header_pairs(headers: Mapping[bytes, Sequence[bytes]]) -> list[tuple[str, str]]:
     """Header names and values as text, in the order they came."""
-    return [
-        (name.decode("latin-1"), value.decode("latin-1")) for name, values in headers.items() for value in values
-    ]
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, values in headers.items() for value in values]
