@@ -9,10 +9,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -165,3 +167,46 @@ def test_an_experiment_leaves_the_main_workspace_alone_and_can_be_adopted(
     command(workspace, sys.executable, "-m", "flows.cli", "adopt", "other-seed")
     assert set(groundup(workspace)["states"].values()) == {"fresh"}
     assert artifacts.digest(workspace.product("scores")) != before["scores"]
+
+
+def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_bytes(
+    workspace: Workspace, first_run: dict[str, Any]
+) -> None:
+    """SIGKILL of the run in the middle of training: the trainer saves and ends; the next run goes on from there."""
+    arguments = ("pretrain", "--set", "pretrain.steps=150", "--set", "pretrain.save_every_seconds=0.2")
+    root = workspace.root / "runs" / "killed"
+    events, environment = root / ".groundup" / "events" / "pretrain.jsonl", child_environment(Path(os.devnull))
+    del environment["GROUNDUP_EVENTS"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", *arguments, "--name", "killed"],
+        cwd=workspace.root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    trainer = psutil.Process(wait_for_steps(events, 40, run))
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs([trainer], timeout=10)
+    assert not alive, "the trainer outlived the run that started it"
+    assert not (root / "models" / "base").exists()
+
+    done = groundup(workspace, *arguments, "--name", "killed")
+    assert done["states"]["pretrain"] == "ran"
+    assert "continues from step" in events.read_text()
+    calm = groundup(workspace, *arguments, "--name", "calm", "--force", "pretrain")
+    assert calm["states"]["pretrain"] == "ran"
+    digests = {
+        name: artifacts.digest(workspace.root / "runs" / name / "models" / "base") for name in ("killed", "calm")
+    }
+    assert digests["killed"] == digests["calm"]
+
+
+def wait_for_steps(events: Path, steps: int, run: subprocess.Popen[bytes]) -> int:
+    """Wait until the trainer has told of `steps` steps; its process number."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert run.poll() is None, "the run ended before it could be killed"
+        lines = events.read_text().splitlines() if events.is_file() else []
+        told = [json.loads(line) for line in lines[:-1]]
+        if any(event["event"] == "progress" and event["done"] >= steps for event in told):
+            return int(next(event["pid"] for event in told if event["event"] == "started"))
+        time.sleep(0.05)
+    raise AssertionError("the trainer never got so far")

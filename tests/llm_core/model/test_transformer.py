@@ -1,0 +1,153 @@
+"""The Transformer against independent statements of the same models: a plain one here, and `transformers`."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm_core.contract import BadInput
+from llm_core.model import transformer
+from llm_core.model.config import ModelConfig
+from llm_core.model.transformer import Transformer
+
+
+def randomise(model: Transformer, seed: int = 0) -> Transformer:
+    """Random values everywhere, so that no zero, one or empty bias hides a mistake."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.15 + (parameter.dim() == 1) * 0.5)
+    return model.eval()
+
+
+def plain_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + 1e-5) * weight + bias
+
+
+def plain_seed(state: dict[str, Tensor], tokens: list[int], width: int, heads: int, layers: int) -> Tensor:
+    """The seed model restated from its description, one position and one head at a time: logits [T, V]."""
+    x = torch.stack([state["model.embed_tokens.weight"][token] for token in tokens])
+    for position in range(len(tokens)):
+        for i in range(width // 2):
+            angle = position / 10000 ** (2 * i / width)
+            x[position, 2 * i] += math.sin(angle)
+            x[position, 2 * i + 1] += math.cos(angle)
+    size = width // heads
+    for layer in range(layers):
+        part = {k.removeprefix(f"model.layers.{layer}."): v for k, v in state.items() if f".layers.{layer}." in k}
+        h = plain_layer_norm(x, part["input_layernorm.weight"], part["input_layernorm.bias"])
+        q, k, v = (h @ part[f"self_attn.{n}_proj.weight"].T + part[f"self_attn.{n}_proj.bias"] for n in "qkv")
+        mixed = torch.zeros_like(x)
+        for head in range(heads):
+            cut = slice(head * size, (head + 1) * size)
+            for position in range(len(tokens)):
+                scores = torch.stack([q[position, cut] @ k[s, cut] / math.sqrt(size) for s in range(position + 1)])
+                weights = torch.exp(scores - scores.max()) / torch.exp(scores - scores.max()).sum()
+                mixed[position, cut] = sum(weights[s] * v[s, cut] for s in range(position + 1))
+        x = x + mixed @ part["self_attn.o_proj.weight"].T + part["self_attn.o_proj.bias"]
+        h = plain_layer_norm(x, part["post_attention_layernorm.weight"], part["post_attention_layernorm.bias"])
+        h = h @ part["mlp.up_proj.weight"].T + part["mlp.up_proj.bias"]
+        h = h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
+        x = x + h @ part["mlp.down_proj.weight"].T + part["mlp.down_proj.bias"]
+    return plain_layer_norm(x, state["model.norm.weight"], state["model.norm.bias"]) @ state["lm_head.weight"].T
+
+
+def test_seed_equals_a_plain_restatement() -> None:
+    config = ModelConfig.preset("seed", vocab_size=83, layers=2, width=48, heads=6, context=16)
+    model = randomise(Transformer(config))
+    tokens = torch.randint(0, 83, (12,), generator=torch.Generator().manual_seed(3)).tolist()
+    state = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with torch.no_grad():
+        ours, plain = model(torch.tensor([tokens]))[0], plain_seed(state, tokens, 48, 6, 2)
+    assert torch.allclose(ours, plain, atol=1e-5, rtol=0)
+    assert plain.abs().max() > 1
+
+
+def test_seed_drops_in_training_only() -> None:
+    model = randomise(Transformer(ModelConfig.preset("seed", vocab_size=83, layers=2, width=48, heads=6, context=16)))
+    tokens = torch.arange(10)[None]
+    assert torch.equal(model(tokens), model(tokens))
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+HF_SIZES = {"vocab_size": 99, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48}
+HF_GATED = HF_SIZES | {
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 80,
+    "max_position_embeddings": 300,
+}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_equals_transformers_with_the_same_weights(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    kinds = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    }
+    make_config, make_model = kinds[name]
+    theirs = make_model(make_config(**HF_GATED, tie_word_embeddings=False, rms_norm_eps=1e-6)).eval()
+    config = ModelConfig.preset(
+        name,
+        vocab_size=99,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_size=16,
+        width=48,
+        hidden=80,
+        context=300,
+        norm_eps=1e-6,
+    )
+    ours = randomise(Transformer(config))
+    missing = theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert not missing.missing_keys
+    tokens = torch.randint(0, 99, (2, 280), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        difference = (ours(tokens) - theirs(tokens).logits).abs().max()
+    assert difference < 2e-5
+
+
+@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3"])
+def test_blockwise_attention_equals_one_block(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.preset(name, vocab_size=50, layers=2, heads=2, width=32, context=64)
+    model = randomise(Transformer(config))
+    tokens = torch.randint(0, 50, (2, 50), generator=torch.Generator().manual_seed(1))
+    whole = model(tokens)
+    monkeypatch.setattr(transformer, "BLOCK", 16)
+    assert torch.allclose(model(tokens), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3"])
+def test_left_padding_changes_nothing(name: str) -> None:
+    config = ModelConfig.preset(name, vocab_size=50, layers=2, heads=2, width=32, context=32)
+    model = randomise(Transformer(config))
+    tokens = torch.randint(0, 50, (1, 9), generator=torch.Generator().manual_seed(1))
+    padded = torch.cat((torch.zeros(1, 4, dtype=torch.long), tokens), dim=1)
+    mask = torch.tensor([[0] * 4 + [1] * 9])
+    assert torch.allclose(model(padded, attention_mask=mask)[:, 4:], model(tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3"])
+def test_later_tokens_do_not_reach_back(name: str) -> None:
+    config = ModelConfig.preset(name, vocab_size=50, layers=2, heads=2, width=32, context=32)
+    model = randomise(Transformer(config))
+    tokens = torch.randint(0, 50, (1, 20), generator=torch.Generator().manual_seed(1))
+    changed = tokens.clone()
+    changed[0, 12] = (changed[0, 12] + 1) % 50
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.allclose(before[:, 12:], after[:, 12:])
+
+
+def test_a_sequence_beyond_the_context_is_refused() -> None:
+    model = Transformer(ModelConfig.preset("qwen3", vocab_size=50, layers=1, heads=2, width=16, context=8))
+    with pytest.raises(BadInput, match="9 tokens exceeds the context 8"):
+        model(torch.zeros(1, 9, dtype=torch.long))
