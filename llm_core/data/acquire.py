@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_core.artifacts import new_product
-from llm_core.contract import BadInput, Emit, Note, Progress, Report
+from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
 from llm_core.data.sources import embedded, files, huggingface, problems
 from llm_core.data.sources.rows import Columns, shape, write_rows
 from llm_core.data.web.job import CrawlJob
-from llm_core.data.web.store import crawl, snapshot
+from llm_core.data.web.store import CrawlFailed, crawl, snapshot
 from llm_core.settings.acquire import (
     AcquireConfig,
     EmbeddedSource,
@@ -29,7 +29,7 @@ Counts = dict[str, float]
 def run(config: AcquireConfig, *, out: Path, scratch: Path, emit: Emit) -> Report:
     """Fill `out` with one directory a source: WARC segments and pages.parquet, or rows as Parquet."""
     facts: dict[str, Any] = {"sources": {}}
-    table = []
+    table: list[Row] = []
     with new_product(out, "raw", facts) as product:
         for source in config.sources:
             folder = product / source.name
@@ -80,7 +80,7 @@ def _embedded(source: EmbeddedSource, config: AcquireConfig, folder: Path, scrat
             refresh=config.refresh,
         )
         counts = _crawl(job, source.name, site.pages, scratch, emit)
-    pages = snapshot(store, folder, licence=source.licence, group_of=embedded.group_of)
+    pages = snapshot(job, folder, licence=source.licence, group_of=embedded.group_of)
     rows = [
         {
             "url": embedded.url_of(pair["page"]),
@@ -116,7 +116,7 @@ def _web(source: WebSource, config: AcquireConfig, folder: Path, scratch: Path, 
         refresh=config.refresh,
     )
     counts = _crawl(job, source.name, source.max_pages, scratch, emit)
-    return {"pages": snapshot(store, folder, licence=source.licence), **counts}
+    return {"pages": snapshot(job, folder, licence=source.licence), **counts}
 
 
 def _crawl(job: CrawlJob, name: str, expected: int, scratch: Path, emit: Emit) -> Counts:
@@ -127,7 +127,8 @@ def _crawl(job: CrawlJob, name: str, expected: int, scratch: Path, emit: Emit) -
             figures = {"source": name, "waiting": last["waiting"], "megabytes": round(last["bytes"] / 1e6, 1)}
             emit(Progress(last["stored"], expected, "pages", figures))
     if last.get("reason") != "finished":
-        emit(Note(f"the crawl of {name} ended early ({last.get('reason')}); a rerun goes on from there"))
+        emit(Note(f"the crawl of {name} was asked to end"))
+        raise CrawlFailed(f"the crawl of {name} ended early ({last.get('reason')}); a rerun goes on from there")
     return {outcome: float(count) for outcome, count in last["outcomes"].items() if outcome != "stored"}
 
 

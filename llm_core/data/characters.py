@@ -7,7 +7,9 @@ import unicodedata
 
 import ftfy
 
-_SUSPECT = re.compile("[\u00c2\u00c3\u00c5\u00d0\u00d1\u00e2\u00ef\u00f0][\u0080-\u00bf\u0152-\u017e\u02c6\u02dc\u2013-\u2122]|\ufffd")
+_SUSPECT = re.compile(
+    "[\u00c2\u00c3\u00c5\u00d0\u00d1\u00e2\u00ef\u00f0][\u0080-\u00bf\u0152-\u017e\u02c6\u02dc\u2013-\u2122]|\ufffd"
+)
 """What UTF-8 looks like when it was read as Latin-1 or Windows-1252."""
 _REMOVED = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"

@@ -8,7 +8,7 @@ is dropped stands in dropped.parquet with its reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_core.artifacts import new_product, read_manifest
-from llm_core.contract import BadInput, Emit, Progress, Report
+from llm_core.contract import BadInput, Emit, Progress, Report, Row
 from llm_core.data import dialogues
 from llm_core.data.dedup import Paragraphs, Seen
 from llm_core.data.document import DIALOGUES, DOCUMENTS, DROPPED, PREFERENCES, identity, split_of
@@ -31,10 +31,11 @@ ROW_GROUP = 1_000
 SCHEMAS = {"documents": DOCUMENTS, "dialogues": DIALOGUES, "preferences": PREFERENCES, "dropped": DROPPED}
 
 
-def run(config: CleanConfig, *, raw: Path, rules: Path, out: Path, scratch: Path, emit: Emit) -> Report:
+def run(config: CleanConfig, *, raw: Path, rules: Path, out: Path, scratch: Path, emit: Emit) -> Report:  # noqa: ARG001
     """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet."""
+    raw, rules = raw.resolve(), rules.resolve()  # workers may have another current directory
     sources = sorted(read_manifest(raw, "raw")["facts"]["sources"])
-    if unknown := sorted(set(config.sources) - set(sources) - {"python"}):
+    if unknown := sorted(set(config.sources) - set(sources) - set(CleanConfig().sources)):
         raise BadInput(f"clean.sources: {unknown[0]!r} is no source of acquire; those are {', '.join(sources)}")
     facts: dict[str, Any] = {"id": "xxh3-128 of lower-case text, white space squeezed", "split": "xxh3-64 of the group"}
     with new_product(out, "corpus", facts) as product:
@@ -215,14 +216,17 @@ class Corpus:
 
 def _report(corpus: Corpus) -> Report:
     sources = sorted({source for source, _ in corpus.by_source})
-    funnel = [
+    funnel: Sequence[Row] = [
         {"source": source, "in": corpus.by_source[source, "in"], "kept": corpus.by_source[source, "kept"]}
         for source in sources
     ]
-    reasons = [
-        {"source": source, "reason": reason, "dropped": count} for (source, reason), count in corpus.reasons.most_common()
+    reasons: Sequence[Row] = [
+        {"source": source, "reason": reason, "dropped": count}
+        for (source, reason), count in corpus.reasons.most_common()
     ]
-    splits = [{"what": what, "split": split, "count": count} for (what, split), count in sorted(corpus.splits.items())]
+    splits: Sequence[Row] = [
+        {"what": what, "split": split, "count": count} for (what, split), count in sorted(corpus.splits.items())
+    ]
     metrics = {name: float(corpus.kept[name]) for name in ("documents", "dialogues", "preferences")}
     metrics |= {"dropped": float(corpus.reasons.total()), "text_bytes": float(corpus.text_bytes)}
     return Report(metrics=metrics, tables={"funnel": funnel, "reasons": reasons, "splits": splits})

@@ -14,8 +14,7 @@ RAW_DOCUMENTS = pa.schema(
     [(name, pa.string()) for name in ("url", "title", "text", "content_type", "licence", "group")]
 )
 RAW_DIALOGUES = pa.schema(
-    [("url", pa.string()), ("group", pa.string()), ("kind", pa.string())]
-    + [("messages", MESSAGES), ("check", pa.string())]
+    [*((name, pa.string()) for name in ("url", "group", "kind")), ("messages", MESSAGES), ("check", pa.string())]
 )
 RAW_PREFERENCES = pa.schema(
     [("group", pa.string()), ("prompt", MESSAGES), ("chosen", pa.string()), ("rejected", pa.string())]

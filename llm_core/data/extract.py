@@ -57,7 +57,7 @@ def decode(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        text: str = bytes_to_str(data, detect_encoding(data), errors="replace")
+        text: str = bytes_to_str(data, detect_encoding(data) or "utf-8", errors="replace")
         return text
 
 
@@ -129,7 +129,7 @@ def metadata(text: str) -> Metadata:
     """Title, date, language, licence, canonical URL and robots directives, read from the head alone."""
     end = _HEAD_END.search(text, 0, HEAD_BYTES)
     soup = BeautifulSoup(text[: end.start() if end else HEAD_BYTES], "lxml")
-    metas = {}
+    metas: dict[str, str] = {}
     for meta in soup.find_all("meta", content=True):
         name = str(meta.get("property") or meta.get("name") or meta.get("itemprop") or "").lower()
         metas.setdefault(name, str(meta["content"]).strip())
@@ -165,7 +165,7 @@ def deadline(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def ring(number: int, frame: FrameType | None) -> None:
+    def ring(_number: int, _frame: FrameType | None) -> None:
         raise TimedOut("timeout")
 
     before = signal(SIGALRM, ring)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 TERMINAL = frozenset(
-        "!.?\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a"
+    "!.?\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a"
     "\u104b\u1362\u1367\u1368\u166e\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945\u1aa8\u1aa9\u1aaa"
     "\u1aab\u1b4e\u1b4f\u1b5a\u1b5b\u1b5e\u1b5f\u1b7d\u1b7e\u1b7f\u1c3b\u1c3c\u1c7e\u1c7f\u2024\u203c"
     "\u203d\u2047\u2048\u2049\u2cf9\u2cfa\u2cfb\u2e2e\u2e3c\u2e53\u2e54\u2e60\u2e61\u3002\ua4ff\ua60e"
@@ -124,7 +124,7 @@ def _alphabet(tokens: tuple[str, ...], mode: str) -> str | None:
     return "gopher_enough_stop_words" if len(STOP_WORDS.intersection(tokens)) < 2 else None
 
 
-def gopher_repetition(text: str, mode: str = "default") -> str | None:
+def gopher_repetition(text: str, mode: str = "default") -> str | None:  # noqa: ARG001
     """Gopher's repetition rules on paragraphs, lines and n-grams of words; the same in both modes."""
     if not text.strip():
         return None
@@ -187,7 +187,7 @@ def _duplicated_n_grams(tokens: tuple[str, ...], n: int) -> int:
     return characters
 
 
-def c4_quality(text: str, mode: str = "default") -> str | None:
+def c4_quality(text: str, mode: str = "default") -> str | None:  # noqa: ARG001
     """C4's document rules, after its line rules have removed lines; the same in both modes."""
     return c4_lines(text)[0]
 

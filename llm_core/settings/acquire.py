@@ -52,7 +52,7 @@ class WebSource(Config):
     licence: str = "unknown"
     """SPDX identifier of the licence where the pages name none."""
     start: tuple[str, ...] = Field(min_length=1)
-    """URLs to start from. Only their hosts are visited, unless `hosts` names more."""
+    """URLs to start from, always fetched. Only their hosts are visited, unless `hosts` names more."""
     contact: str = Field(min_length=3)
     """E-mail address or URL that the user agent shows to the site's owner."""
     hosts: tuple[str, ...] = ()

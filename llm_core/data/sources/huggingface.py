@@ -19,22 +19,25 @@ def rows(path: str, config: str | None, split: str, revision: str | None) -> Ite
 
     Raises `BadInput` at once if it can be neither found nor reached: `datasets` itself would try for 23 seconds.
     """
-    if not Path(path).exists():
+    folder = Path(path)
+    if not folder.exists():
         _reach(path)
     import datasets  # takes a second, and only this source needs it
 
     datasets.disable_progress_bars()
-    local = path if not Path(path).exists() else str(Path(path).resolve())
+    where = str(folder.resolve()) if folder.exists() else path
     try:
-        yield from datasets.load_dataset(local, config, split=split, revision=revision, streaming=True)
+        yield from datasets.load_dataset(where, config, split=split, revision=revision, streaming=True)
     except (FileNotFoundError, ValueError, ConnectionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"acquire.sources.path: {path!r} cannot be read as a dataset: {reason}") from error
 
 
 def _reach(path: str) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise BadInput(f"acquire.sources.path: {path!r} is no local folder, and HF_HUB_OFFLINE forbids the network")
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or "huggingface.co"
     try:
         socket.create_connection((host, 443), REACH_SECONDS).close()

@@ -18,8 +18,10 @@ from llm_core.contract import BadInput
 CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 TRIES = 50
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"max": max, "min": min, "len": len}
-_NODES = (ast.Expression, ast.BinOp, ast.Add, ast.Sub, ast.Call, ast.Constant, ast.Subscript, ast.Slice, ast.UnaryOp)
-_NODES += (ast.USub, ast.Load)
+_NODES: tuple[type[ast.AST], ...] = (
+    *(ast.Expression, ast.BinOp, ast.Add, ast.Sub, ast.Call, ast.Constant),
+    *(ast.Subscript, ast.Slice, ast.UnaryOp, ast.USub, ast.Load),
+)
 _LONGEST = 200
 
 

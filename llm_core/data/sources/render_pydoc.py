@@ -33,6 +33,7 @@ LEFT_OUT = {"encodings", "tkinter", "turtle", "lib2to3", "distutils", "pydoc_dat
 HIDDEN_SECTIONS = ("Data", "Author", "Credits")
 ADDRESS = re.compile(r"\bat 0x[0-9A-Fa-f]+")
 CALL_LINE = re.compile(r"[\w.]+\([^)]*\)(\s*->.*)?$")
+FIRST_SENTENCE = re.compile(r".{20,}?[.!?](?=\s)")
 LONGEST_ANSWER = 200
 
 
@@ -88,16 +89,16 @@ class Renderer(pydoc.HTMLDoc):
 
     preformat = staticmethod(lru_cache(100_000)(pydoc.html.preformat))  # called for every word of every page
 
-    def filelink(self, url: str, path: str) -> str:
+    def filelink(self, *_: Any) -> str:
         return ""
 
-    def getdocloc(self, object: Any, basedir: str = "") -> None:
+    def getdocloc(self, *_: Any) -> None:
         return None
 
     def bigsection(self, title: str, *args: Any) -> str:
         return "" if title in HIDDEN_SECTIONS else super().bigsection(title, *args)
 
-    def docother(self, object: Any, name: str | None = None, mod: str | None = None, *ignored: Any) -> str:
+    def docother(self, object: Any, name: str | None = None, mod: str | None = None, *_: Any) -> str:
         return super().docother(object if is_literal(object) else Masked(), name, mod)
 
 
@@ -147,9 +148,9 @@ def answer(doc: str | None) -> str | None:
         lines = lines[1:]
     text = " ".join(" ".join(lines).split())
     if len(text) > LONGEST_ANSWER:
-        sentence = re.match(r".{20,%d}?[.!?](?=\s)" % LONGEST_ANSWER, text)
+        sentence = FIRST_SENTENCE.match(text, 0, LONGEST_ANSWER)
         text = sentence.group() if sentence else ""
-    return text if 3 <= len(text.split()) and text[0].isalpha() and not ADDRESS.search(text) else None
+    return text if len(text.split()) >= 3 and text[0].isalpha() and not ADDRESS.search(text) else None
 
 
 def things(module: ModuleType) -> Iterator[tuple[str, str, str | None]]:
@@ -217,8 +218,8 @@ def main() -> None:
     with open(options_file, encoding="utf-8") as handle:
         options = json.load(handle)
     warnings.simplefilter("ignore")
-    inspect.signature = masked_signature
-    inspect.getcomments = comments_above
+    inspect.signature = masked_signature  # type: ignore[assignment]
+    inspect.getcomments = comments_above  # type: ignore[assignment]
     render(folder, options["modules"], options["topics"])
 
 

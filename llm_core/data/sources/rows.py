@@ -122,7 +122,7 @@ def write_rows(
     *,
     limit: int | None = None,
     licence: str | None = None,
-    tell: Callable[[int], None] = lambda count: None,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Stream rows into `folder`/`what`.parquet (documents, dialogues or preferences); returns how many.
 

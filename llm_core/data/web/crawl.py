@@ -24,10 +24,11 @@ from scrapy import Request, Spider, signals
 from scrapy.crawler import Crawler, CrawlerProcess
 from scrapy.exceptions import IgnoreRequest, StopDownload
 from scrapy.http import Response
+from twisted.internet.task import LoopingCall
 
 from llm_core.data.web.frontier import Frontier
 from llm_core.data.web.job import AGENT, CrawlJob
-from llm_core.data.web.urls import Scope, canonical, host_of, links
+from llm_core.data.web.urls import canonical, links
 from llm_core.data.web.warc import SegmentWriter, header_pairs
 
 COMMIT_PAGES, COMMIT_SECONDS = 50, 1.0
@@ -35,7 +36,7 @@ TEXT_TYPES = ("text/html", "application/xhtml+xml", "text/plain", "text/markdown
 GONE = (404, 410)
 
 
-class CrawlSpider(Spider):
+class CrawlSpider(Spider):  # type: ignore[misc]
     """Stores what arrives and adds its links to the frontier."""
 
     name = AGENT
@@ -45,7 +46,7 @@ class CrawlSpider(Spider):
         self.job = job
         folder = Path(job.store)
         starts = [url for url in map(canonical, job.start) if url]
-        self.scope = Scope([*map(host_of, starts), *job.hosts], job.allow, job.deny)
+        self.admits = job.admits()
         self.frontier = Frontier(
             folder / "frontier.sqlite", max_pages=job.max_pages, max_pages_per_host=job.max_pages_per_host
         )
@@ -62,7 +63,13 @@ class CrawlSpider(Spider):
         spider: CrawlSpider = super().from_crawler(crawler, *args, **kwargs)
         crawler.signals.connect(spider.look_at_headers, signal=signals.headers_received)
         crawler.signals.connect(spider.finished, signal=signals.spider_closed)
+        crawler.signals.connect(spider.begin, signal=signals.spider_opened)
         return spider
+
+    def begin(self) -> None:
+        """Commit and tell every second, also while nothing arrives."""
+        self._heartbeat = LoopingCall(self._commit)
+        self._heartbeat.start(COMMIT_SECONDS, now=False)
 
     async def start(self) -> AsyncIterator[Any]:
         """Nothing: the scheduler hands out what waits in the frontier."""
@@ -81,14 +88,15 @@ class CrawlSpider(Spider):
         if response.status == 304:
             self.frontier.finish(url, "stored", {"status": 304})
         elif response.status != 200:
-            outcome = "gone" if response.status in GONE else f"status {response.status}"
+            known = self.frontier.known_digest(url) is not None
+            outcome = "gone" if known and response.status in GONE else f"status {response.status}"
             self.frontier.finish(url, outcome, {"status": response.status})
         else:
             self._store(url, response)
             if depth < self.job.depth and "html" in self._content_type(response):
                 encoding = getattr(response, "encoding", "utf-8")
                 for link in links(response.body, response.url, encoding):
-                    if self.scope.admits(link):
+                    if self.admits(link):
                         self.frontier.add(link, depth + 1)
         self._settle()
 
@@ -146,6 +154,7 @@ class CrawlSpider(Spider):
 
     def finished(self, reason: str) -> None:
         """Close the segment, then the frontier, and say how it ended."""
+        self._heartbeat.stop()
         self.segments.close()
         self.frontier.commit()
         self.tell(reason=reason, outcomes=self.frontier.outcomes())

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from llm_core.data.web.urls import Scope, canonical, host_of
 
 AGENT = "groundup"
 
@@ -34,6 +38,12 @@ class CrawlJob:
         """The name under which the crawl shows itself, with the contact."""
         return f"{AGENT}/0.1 (+{self.contact})"
 
+    def admits(self) -> Callable[[str], bool]:
+        """Which canonical URLs belong to this crawl; a start URL always does."""
+        starts = frozenset(url for url in map(canonical, self.start) if url)
+        scope = Scope([*map(host_of, starts), *self.hosts], self.allow, self.deny)
+        return lambda url: url in starts or scope.admits(url)
+
     def write(self, path: Path) -> None:
         """Save as JSON."""
         path.write_text(json.dumps(asdict(self)))
@@ -41,5 +51,6 @@ class CrawlJob:
     @classmethod
     def read(cls, path: Path) -> CrawlJob:
         """Load what `write` saved."""
-        values = json.loads(path.read_text())
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        values: dict[str, Any] = json.loads(path.read_text())
+        known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**known)

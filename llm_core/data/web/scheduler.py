@@ -12,12 +12,12 @@ from scrapy.http import Response
 from scrapy.utils.misc import build_from_crawler
 
 from llm_core.data.web.frontier import Entry, Frontier
-from llm_core.data.web.urls import Scope, canonical
+from llm_core.data.web.urls import canonical
 
 NOTHING_ALLOWED = b"User-agent: *\nDisallow: /"
 
 
-class FrontierScheduler(BaseScheduler):
+class FrontierScheduler(BaseScheduler):  # type: ignore[misc]
     """Hands out what waits in the frontier. Redirects become links of their own; retries go back to the frontier."""
 
     def __init__(self, crawler: Crawler) -> None:
@@ -30,7 +30,6 @@ class FrontierScheduler(BaseScheduler):
     def open(self, spider: Spider) -> None:
         self._spider: Any = spider
         self._frontier: Frontier = spider.frontier
-        self._scope: Scope = spider.scope
 
     def has_pending_requests(self) -> bool:
         return self._frontier.pending()
@@ -39,17 +38,20 @@ class FrontierScheduler(BaseScheduler):
         """Called for a retry or a redirect of a page in flight; new links go straight into the frontier."""
         source: str = request.meta["frontier_url"]
         target = canonical(request.url)
-        if target == source:
+        if not request.meta.get("redirect_urls"):
             self._frontier.retry(source)
             return True
-        self._frontier.finish(source, "redirect")
-        if target is not None and self._scope.admits(target):
+        self._frontier.finish(source, "redirect loop" if target == source else "redirect")
+        if target is not None and self._spider.admits(target):
             return self._frontier.add(target, request.meta["depth"])
         return False
 
     def next_request(self) -> Request | None:
-        entry = self._frontier.take()
-        return None if entry is None else self._request(entry)
+        while entry := self._frontier.take():
+            if self._spider.admits(entry.url):
+                return self._request(entry)
+            self._frontier.finish(entry.url, "denied")
+        return None
 
     def _request(self, entry: Entry) -> Request:
         headers = {}
@@ -80,7 +82,7 @@ class ProxyMiddleware:
             request.meta["proxy"] = spider.job.proxy
 
 
-class PoliteRobots(RobotsTxtMiddleware):
+class PoliteRobots(RobotsTxtMiddleware):  # type: ignore[misc]
     """RFC 9309: no robots.txt (4xx) allows everything, a server error or silence allows nothing.
 
     Scrapy's own middleware allows everything when robots.txt cannot be had, and never applies Crawl-delay.
@@ -97,7 +99,7 @@ class PoliteRobots(RobotsTxtMiddleware):
         if delay:
             self._slow_down(request, delay)
 
-    def _robots_error(self, exc: Exception, netloc: str) -> None:
+    def _robots_error(self, exc: Exception, netloc: str) -> None:  # noqa: ARG002
         waiting = self._parsers[netloc]
         parser = build_from_crawler(self._parserimpl, self.crawler, NOTHING_ALLOWED)
         self._parsers[netloc] = parser

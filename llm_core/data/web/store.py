@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class CrawlFailed(RuntimeError):
     """The crawl's process did not end as it should; what it fetched so far is kept."""
 
 
-def crawl(job: CrawlJob, scratch: Path) -> Iterator[dict[str, Any]]:
+def crawl(job: CrawlJob, scratch: Path) -> Generator[dict[str, Any], None, None]:
     """Run a crawl and yield its counts as they come; the last one has "reason" and "outcomes".
 
     One crawl at a time works on a store: another waits. When the caller stops listening, the crawl is asked to end.
@@ -67,17 +67,20 @@ def _wait(child: subprocess.Popen[str]) -> None:
         child.communicate()
 
 
-def snapshot(store: Path, out: Path, *, licence: str, group_of: Any = None) -> int:
+def snapshot(job: CrawlJob, out: Path, *, licence: str, group_of: Callable[[str], str] | None = None) -> int:
     """Hard-link the store's segments into `out`/warc and list its pages in `out`/pages.parquet; returns their number.
 
+    Pages that an earlier job fetched and this one would not are left out.
     `group_of(url)` names what must not be divided between training and validation; None leaves it to the document.
     """
+    store, admits = Path(job.store), job.admits()
     (out / "warc").mkdir(parents=True)
     recover(store / "warc")
     frontier = Frontier(store / "frontier.sqlite", max_pages=1)
     rows = [
         {**page, "licence": licence, "group": group_of(page["url"]) if group_of else None}
         for page in frontier.stored_pages()
+        if admits(page["url"])
     ]
     frontier.close()
     for segment in sorted({row["segment"] for row in rows}):

@@ -42,7 +42,8 @@ def canonical(url: str) -> str | None:
         return None
     if port and port != {"http": 80, "https": 443}[parts.scheme]:
         host = f"{host}:{port}"
-    return parts._replace(netloc=host, path=parts.path or "/", fragment="").geturl()
+    result: str = parts._replace(netloc=host, path=parts.path or "/", fragment="").geturl()
+    return result
 
 
 def host_of(url: str) -> str:
