@@ -34,12 +34,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
             if logits.dtype != torch.float32:
                 logits = logits.float()
-            log_norm = logits.logsumexp(dim=1, keepdim=True)
-            total += (log_norm - logits.gather(1, target)).sum()
+            highest, wanted = logits.amax(dim=1, keepdim=True), logits.gather(1, target)
+            slope = torch.softmax(logits, dim=1, out=logits)
+            total += (highest - slope.amax(dim=1, keepdim=True).log() - wanted).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            slope = logits.sub_(log_norm).exp_()
-            slope.scatter_add_(1, target, torch.full_like(log_norm, -1.0))
+            slope.scatter_add_(1, target, torch.full_like(wanted, -1.0))
             slope = slope.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(slope, weight, out=grad_hidden[start : start + chunk])

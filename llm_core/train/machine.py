@@ -55,6 +55,6 @@ def tune_allocator() -> None:
     if mallopt is None:
         return
     trim_threshold, mmap_threshold, arena_max = -1, -3, -8
-    mallopt(mmap_threshold, 1 << 30)
+    mallopt(mmap_threshold, 1 << 25)  # the most that glibc accepts
     mallopt(trim_threshold, (1 << 31) - 1)
     mallopt(arena_max, 2)

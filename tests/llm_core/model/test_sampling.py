@@ -58,7 +58,7 @@ def test_samples_do_not_depend_on_the_batch(options: dict[str, float]) -> None:
     together = generate(model, PROMPTS, samples=3, batch_size=256, **common, **options)  # type: ignore[arg-type]
     apart = generate(model, PROMPTS, samples=3, batch_size=1, **common, **options)  # type: ignore[arg-type]
     assert [[s.tokens for s in rows] for rows in together] == [[s.tokens for s in rows] for rows in apart]
-    assert len({tuple(s.tokens) for rows in together for s in rows}) > 6
+    assert len({tuple(s.tokens) for rows in together for s in rows}) > 4
     other = generate(model, PROMPTS, samples=3, **(common | {"seed": 12}), **options)  # type: ignore[arg-type]
     assert [[s.tokens for s in rows] for rows in together] != [[s.tokens for s in rows] for rows in other]
 

@@ -18,10 +18,11 @@ def test_equals_torch(chunk: int | None) -> None:
     weight = torch.randn(97, 16, generator=draw).requires_grad_()
     targets = torch.randint(0, 97, (50,), generator=draw)
     ours = cross_entropy(hidden, weight, targets, chunk) / 3
+
     gradients = torch.autograd.grad(ours, (hidden, weight))
     theirs = F.cross_entropy(hidden @ weight.t(), targets, reduction="sum") / 3
     expected = torch.autograd.grad(theirs, (hidden, weight))
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     for gradient, other in zip(gradients, expected, strict=True):
         assert torch.allclose(gradient, other, atol=1e-5, rtol=1e-5)
 
@@ -48,7 +49,7 @@ def test_sequence_logprobs_equal_the_models_own() -> None:
     every = model(tokens).log_softmax(-1)
     for row in range(3):
         for place in range(10):
-            expected = float(every[row, place - 1, tokens[row, place]]) if mask[row, place] else 0.0
-            assert float(scored[row, place]) == pytest.approx(expected, abs=1e-5)
+            expected = every[row, place - 1, tokens[row, place]].item() if mask[row, place] else 0.0
+            assert scored[row, place].item() == pytest.approx(expected, abs=1e-5)
     scored.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
