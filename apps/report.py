@@ -24,7 +24,7 @@ from tasks.workspace import Workspace
 TEMPLATE = "report.html.j2"
 MODELS = ("base", "chat", "aligned")
 SETTINGS_THAT_MATTER = {
-    "acquire": ("sources",),
+    "acquire": (),
     "clean": ("engine", "validation_share"),
     "tokenize": ("tokenizer", "vocab_size"),
     "pretrain": ("model", "steps", "batch_sequences", "optimizer.name", "schedule.name", "seed"),
@@ -37,6 +37,7 @@ SETTINGS_THAT_MATTER = {
 """A key stands for itself and for all below it; the page lists the others folded away."""
 
 DRAWN_APART = {("clean", "funnel"), ("clean", "reasons")}
+CORPUS = ("documents", "dialogues", "preferences")
 
 Reports = Mapping[str, Mapping[str, Any]]
 
@@ -148,24 +149,20 @@ def key_figures(reports: Reports) -> list[Figure]:
 
 
 def funnel(reports: Reports) -> list[tuple[str, tuple[views.Bar, ...]]]:
-    """By source, and by what it holds where that is told: what was fetched, dropped for which reason, and kept."""
-    sources = reports.get("acquire", {}).get("tables", {}).get("sources", [])
-    fetched = {row["source"]: row.get("pages") for row in sources}
-    tables = reports.get("clean", {}).get("tables", {})
+    """From what was fetched to what is kept: for each kind of text, then what was dropped by source and reason."""
+    fetched, kept = (reports.get(verb, {}).get("metrics", {}) for verb in ("acquire", "clean"))
     found = []
-    for row in tables.get("funnel", []):
-        source, what = row["source"], row.get("what")
-        steps = [("pages fetched", fetched[source], "")] if what == "documents" and fetched.get(source) else []
-        steps += [(f"{what or 'pages and rows'} read", row["in"], "")]
-        steps += [
-            (f"dropped: {dropped['reason']}", dropped["dropped"], "drop")
-            for dropped in tables.get("reasons", [])
-            if (dropped["source"], dropped.get("what")) == (source, what)
-        ]
-        steps += [("kept", row["kept"], "kept")]
-        values = [(label, count) for label, count, _ in steps]
-        title = f"{source}: {what}" if what else source
-        found.append((title, views.bars(values, [tone for _, _, tone in steps])))
+    for what in CORPUS:
+        count = fetched.get(what, 0) + (fetched.get("pages", 0) if what == "documents" else 0)
+        if count:
+            name = "pages and documents" if what == "documents" else what
+            steps = [(f"{name} fetched", count), *([(f"{what} kept", kept[what])] if what in kept else [])]
+            found.append((name, views.bars(steps, ["", "kept"][: len(steps)])))
+    reasons = reports.get("clean", {}).get("tables", {}).get("reasons", [])
+    names = ("source", "what", "reason")
+    dropped = [(" · ".join(str(row[c]) for c in names if row.get(c)), row["dropped"]) for row in reasons]
+    if dropped:
+        found.append(("dropped, by reason", views.bars(dropped, ["drop"] * len(dropped))))
     return found
 
 

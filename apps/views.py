@@ -7,7 +7,7 @@ other as a table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from tasks import plots
 Row = Mapping[str, Any]
 CHART_WIDTH = 520
 OPEN_CURVES = ("loss", "bits_per_byte", "accuracy")
+NAMING = ("source", "task", "what", "model", "who", "rater", "kind", "licence", "split", "preference", "reason")
+"""Columns that name a row, in the order in which they read best (reports hold them sorted by name)."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,19 @@ def view(title: str, table: Sequence[Row]) -> View:
     columns = list(dict.fromkeys(column for row in table for column in row))
     if {"value", "low", "high"} <= set(columns) and all(_is_number(row.get("value")) for row in table):
         return View(title, "dots", scales=tuple(_scales(table)))
-    numbers = [c for c in columns if all(_is_number(row.get(c)) for row in table)]
-    texts = [c for c in columns if c not in numbers]
-    if len(table) > 1 and len(numbers) == 1 and texts and min(row[numbers[0]] for row in table) >= 0:
-        labelled = [(" · ".join(str(row[c]) for c in texts if row.get(c)), row[numbers[0]]) for row in table]
+    texts = [c for c in columns if all(isinstance(row.get(c), str | None) for row in table)]
+    texts.sort(key=lambda c: (NAMING.index(c) if c in NAMING else len(NAMING), c))
+    numbers = [c for c in columns if c not in texts]
+    if len(table) > 1 and texts and len(numbers) == 1 and _all_positive(row.get(numbers[0]) for row in table):
+        labelled = [(" · ".join(row[c] for c in texts if row.get(c)), row[numbers[0]]) for row in table]
         return View(title, "bars", bars=bars(labelled))
-    cells = tuple(tuple(number(row.get(c)) for c in columns) for row in table)
-    return View(title, "table", columns=tuple(map(words, columns)), rows=cells)
+    shown = [*texts, *numbers]
+    cells = tuple(tuple(number(row.get(c)) for c in shown) for row in table)
+    return View(title, "table", columns=tuple(map(words, shown)), rows=cells)
+
+
+def _all_positive(values: Iterable[Any]) -> bool:
+    return all(_is_number(value) and value >= 0 for value in values)
 
 
 def bars(values: Sequence[tuple[str, float]], tones: Sequence[str] = ()) -> tuple[Bar, ...]:

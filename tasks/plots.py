@@ -6,7 +6,7 @@ import html
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def line_chart(title: str, curves: Mapping[str, Sequence[Point]], x_label: str =
         return ""
     left, right = min(x for x, _ in points), max(x for x, _ in points)
     ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
-    low, high, top, floor = ticks[0], ticks[-1], 46, HEIGHT - BOTTOM
+    places = _legend_places(curves, width)
+    low, high, top, floor = ticks[0], ticks[-1], places[-1][1] + 15, HEIGHT - BOTTOM
 
     def place(point: Point) -> str:
         x = LEFT + (point[0] - left) / ((right - left) or 1.0) * (width - LEFT - 14)
@@ -57,13 +58,24 @@ def line_chart(title: str, curves: Mapping[str, Sequence[Point]], x_label: str =
         x = LEFT + share * (width - LEFT - 14)
         label = f"{left + share * (right - left):,.0f}"
         body.append(_text(x, floor + 18, f"{x_label} {label}" if share == 1 else label, anchor=anchor))
-    legend = float(LEFT)
-    for index, (name, curve) in enumerate(curves.items()):
+    for index, ((name, curve), (x, y)) in enumerate(zip(curves.items(), places, strict=True)):
         body.append(_curve([point for point in curve if math.isfinite(point[1])], place, _colour(index)))
-        body.append(f'<rect x="{legend:.1f}" y="29" width="12" height="4" rx="2" fill="{_colour(index)}" />')
-        body.append(_text(legend + 17, 35, name))
-        legend += 36 + 6.6 * len(name)
+        body.append(f'<rect x="{x:.1f}" y="{y - 2:.1f}" width="12" height="4" rx="2" fill="{_colour(index)}" />')
+        body.append(_text(x + 17, y + 4, name))
     return _svg(HEIGHT - 8, body, width)
+
+
+def _legend_places(names: Iterable[str], width: int) -> list[Point]:
+    """Where each name of the legend stands; a row that is full goes on in the next."""
+    places: list[Point] = []
+    x, y = float(LEFT), 31.0
+    for name in names:
+        length = 36 + 6.6 * len(name)
+        if x + length > width and places:
+            x, y = float(LEFT), y + 16
+        places.append((x, y))
+        x += length
+    return places
 
 
 def _curve(curve: Sequence[Point], place: Callable[[Point], str], colour: str) -> str:
@@ -77,7 +89,8 @@ def _curve(curve: Sequence[Point], place: Callable[[Point], str], colour: str) -
         parts = [curve[i - r : i + r + 1] for i, r in enumerate(reaches)]
         smooth = [(curve[i][0], sum(y for _, y in part) / len(part)) for i, part in enumerate(parts)]
         return line(curve, 'stroke-width="1" opacity="0.35"') + line(smooth, 'stroke-width="2"')
-    dots = "".join('<circle cx="{}" cy="{}" r="3" fill="{}" />'.format(*place(p).split(","), colour) for p in curve)
+    dotted = curve if len(curve) <= 12 else ()
+    dots = "".join('<circle cx="{}" cy="{}" r="3" fill="{}" />'.format(*place(p).split(","), colour) for p in dotted)
     return line(curve, 'stroke-width="2"') + dots
 
 

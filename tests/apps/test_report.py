@@ -135,10 +135,10 @@ def test_a_whole_run_tells_everything(space: Workspace) -> None:
     assert any("391" in t and "documents kept" in t for t in tiles)
     assert any("52.0%" in t and "aligned" in t for t in tiles)
     data = text_of(page, "data")
-    assert "pages fetched 431 documents read 430 dropped: too few words 31 dropped: duplicate 8 kept 391" in data
-    assert "pages and rows read 100 kept 100" in data
+    assert "pages and documents fetched 431 documents kept 391" in data
+    assert "python · documents · too few words 31 python · documents · duplicate 8" in data
     widths = [re.search(r"width:([\d.]+)%", bar.i["style"]) for bar in page.select("#data .bar")]
-    assert [round(float(width[1])) for width in widths if width] == [100, 100, 7, 2, 91, 100, 100]
+    assert [round(float(width[1])) for width in widths if width] == [100, 91, 100, 100, 26]
     assert len(page.find(id="training").find_all("svg")) == 4  # loss and learning rate of pretrain and sft
     samples = page.find(id="samples")
     first = samples.find(class_="sample-row")
@@ -226,7 +226,7 @@ def test_settings_that_differ_from_the_default_stand_out(space: Workspace) -> No
     changed["params"]["evaluate_every"] = "17"
     space.report("pretrain").write_text(json.dumps(changed))
     page = page_of(space)
-    assert [bold.get_text() for bold in page.find(id="run").find_all("b")] == ["17"]
+    assert [bold.get_text() for bold in page.select("#run b:not(.stage)")] == ["17"]
 
 
 def test_settings_that_matter_exist() -> None:
@@ -264,6 +264,8 @@ def test_tables_take_the_form_their_columns_ask_for() -> None:
     assert views.view("t", [{"reason": "short", "documents": 3}, {"reason": "long", "documents": 1}]).kind == "bars"
     assert views.view("t", [{"a": "x", "n": 3, "m": 1.5}]).rows == (("x", "3", "1.5"),)
     assert views.view("t", [{"a": "x", "n": None}]).rows == (("x", "–"),)
+    gaps = views.view("t", [{"n": 2, "m": 1, "source": "x"}, {"n": 3, "source": "y"}])
+    assert (gaps.columns, gaps.rows) == (("source", "n", "m"), (("x", "2", "1"), ("y", "3", "–")))
     shown = views.view("t", [interval("a", "chat", 0.4), interval("a", "aligned", 0.5), interval("b", "chat", 0.1)])
     assert [(scale.title, len(scale.dots)) for scale in shown.scales] == [("a", 2), ("b", 1)]
     dot = shown.scales[0].dots[0]
