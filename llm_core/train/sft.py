@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from llm_core.artifacts import new_product
 from llm_core.contract import BadInput, Emit, Report
@@ -119,6 +120,7 @@ class HeldOut:
             if usable:
                 self.by_kind[name] = usable
 
+    @torch.no_grad()
     def figures(self, model: Transformer) -> dict[str, float]:
         """Nats for each answer token, over all kinds and by kind, and greedy exact answers to the problems."""
         out: dict[str, float] = {}
