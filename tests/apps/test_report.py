@@ -135,10 +135,10 @@ def test_a_whole_run_tells_everything(space: Workspace) -> None:
     assert any("391" in t and "documents kept" in t for t in tiles)
     assert any("52.0%" in t and "aligned" in t for t in tiles)
     data = text_of(page, "data")
-    assert "pages and documents fetched 431 documents kept 391" in data
-    assert "python · documents · too few words 31 python · documents · duplicate 8" in data
+    steps = "pages and documents fetched 431 dropped: too few words (python) 31 dropped: duplicate (python) 8"
+    assert f"{steps} documents kept 391" in data
     widths = [re.search(r"width:([\d.]+)%", bar.i["style"]) for bar in page.select("#data .bar")]
-    assert [round(float(width[1])) for width in widths if width] == [100, 91, 100, 100, 26]
+    assert [round(float(width[1])) for width in widths if width] == [100, 7, 2, 91, 100]
     assert len(page.find(id="training").find_all("svg")) == 4  # loss and learning rate of pretrain and sft
     samples = page.find(id="samples")
     first = samples.find(class_="sample-row")
@@ -159,6 +159,20 @@ def test_a_whole_run_tells_everything(space: Workspace) -> None:
         r"aligned aligned-dige.*reward reward-diges.*chat chat-digest.*raw raw-digest.*PSF-2.0: 431", lineage
     )
     assert not page.find_all(class_="absent")
+
+
+def test_reasons_stand_apart_where_they_may_be_about_dialogues(space: Workspace) -> None:
+    fill(space, "acquire", "clean")
+    clean = made_up("clean")
+    for row in clean["tables"]["reasons"]:
+        del row["what"]
+    for kept, title in (
+        (16600.0, "pages and documents fetched 431 dropped: too few"),
+        (16000.0, "of all kinds dropped: too"),
+    ):
+        clean["metrics"]["dialogues"] = kept
+        space.report("clean").write_text(json.dumps(clean))
+        assert title in text_of(page_of(space), "data")
 
 
 @pytest.mark.parametrize("states", [{}, {"clean": "ran"}])
