@@ -17,7 +17,6 @@ import pytest
 import typer
 import yaml
 
-from benchmarks import readme
 from llm_core.pipeline import PIPELINE
 from tasks import experiments, params, tracking
 from tasks.registry import Registry
@@ -211,7 +210,10 @@ def test_the_picture_shows_every_stage() -> None:
         assert f">{row.makes}</text>" in picture
 
 
-def test_figures_come_from_the_results(tmp_path: Path) -> None:
+def test_figures_come_from_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)  # benchmarks is no installed package
+    from benchmarks import readme
+
     assert readme.figures(tmp_path) == ""
     job = {
         "where": {"device": "a machine", "load_average": [0.1, 0, 0], "commit": "0123456789abcdef"},
