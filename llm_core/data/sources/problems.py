@@ -17,6 +17,7 @@ from llm_core.contract import BadInput
 
 CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 TRIES = 50
+Draft = tuple[str, str, str]
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"max": max, "min": min, "len": len}
 _NODES: tuple[type[ast.AST], ...] = (
     *(ast.Expression, ast.BinOp, ast.Add, ast.Sub, ast.Call, ast.Constant),
@@ -66,55 +67,57 @@ def generate(count: int, seed: int) -> list[Problem]:
     found: dict[str, Problem] = {}
     makers = [maker for maker, weight in _MAKERS for _ in range(weight)]
     for _ in range(count * TRIES):
-        problem = draw.choice(makers)(draw)
-        found.setdefault(problem.expression, problem)
+        question, expression, group = draw.choice(makers)(draw)
+        if expression not in found:
+            found[expression] = Problem(question, value(expression), expression, group)
         if len(found) == count:
             return list(found.values())
     raise BadInput(f"count: the generator knows only about {len(found)} distinct problems, not {count}")
 
 
-def _problem(draw: random.Random, phrasings: Sequence[str], expression: str, operands: Sequence[object]) -> Problem:
+def _draft(draw: random.Random, phrasings: Sequence[str], expression: str, operands: Sequence[int | str]) -> Draft:
+    """(question, expression, group)"""
     spelled = [" ".join(item) if isinstance(item, str) else item for item in operands]
     listed = ", ".join(map(str, spelled[:-1])) + f" and {spelled[-1]}"
     question = draw.choice(phrasings).format(*spelled, listed=listed, code=expression)
-    names = sorted(min(item, item[::-1]) if isinstance(item, str) else f"{item:02d}" for item in operands)  # type: ignore[str-bytes-safe]
-    return Problem(question, value(expression), expression, "-".join(names))
+    names = sorted(min(item, item[::-1]) if isinstance(item, str) else f"{item:02d}" for item in operands)
+    return question, expression, "-".join(names)
 
 
-def _sum(draw: random.Random) -> Problem:
+def _sum(draw: random.Random) -> Draft:
     a, b = draw.randrange(100), draw.randrange(100)
     phrasings = ("What is {0} plus {1}?", "What is {code}?", "Add {0} and {1}.", "{code} = ?")
-    return _problem(draw, phrasings, f"{a} + {b}", (a, b))
+    return _draft(draw, phrasings, f"{a} + {b}", (a, b))
 
 
-def _difference(draw: random.Random) -> Problem:
+def _difference(draw: random.Random) -> Draft:
     b, a = sorted((draw.randrange(100), draw.randrange(100)))
     phrasings = ("What is {0} minus {1}?", "What is {code}?", "Take {1} from {0}.", "{code} = ?")
-    return _problem(draw, phrasings, f"{a} - {b}", (a, b))
+    return _draft(draw, phrasings, f"{a} - {b}", (a, b))
 
 
-def _largest(draw: random.Random) -> Problem:
+def _largest(draw: random.Random) -> Draft:
     numbers = draw.sample(range(100), draw.randint(2, 4))
     phrasings = ("Which is the largest of {listed}?", "What is the maximum of {listed}?", "{code} = ?")
-    return _problem(draw, phrasings, f"max({', '.join(map(str, numbers))})", numbers)
+    return _draft(draw, phrasings, f"max({', '.join(map(str, numbers))})", numbers)
 
 
-def _smallest(draw: random.Random) -> Problem:
+def _smallest(draw: random.Random) -> Draft:
     numbers = draw.sample(range(100), draw.randint(2, 4))
     phrasings = ("Which is the smallest of {listed}?", "What is the minimum of {listed}?", "{code} = ?")
-    return _problem(draw, phrasings, f"min({', '.join(map(str, numbers))})", numbers)
+    return _draft(draw, phrasings, f"min({', '.join(map(str, numbers))})", numbers)
 
 
-def _length(draw: random.Random) -> Problem:
+def _length(draw: random.Random) -> Draft:
     word = _word(draw)
     phrasings = ("How many letters are in {0}?", "Count the letters of {0}.", "How long is the word {0}?")
-    return _problem(draw, phrasings, f"len({word!r})", (word,))
+    return _draft(draw, phrasings, f"len({word!r})", (word,))
 
 
-def _reverse(draw: random.Random) -> Problem:
+def _reverse(draw: random.Random) -> Draft:
     word = _word(draw)
     phrasings = ("Reverse {0}.", "Write {0} backwards.", "What is {0} in reverse?")
-    return _problem(draw, phrasings, f"' '.join({word!r}[::-1])", (word,))
+    return _draft(draw, phrasings, f"' '.join({word!r}[::-1])", (word,))
 
 
 def _word(draw: random.Random) -> str:
@@ -123,7 +126,7 @@ def _word(draw: random.Random) -> str:
     return "".join(draw.choice(VOWELS if (start + i) % 2 else CONSONANTS) for i in range(draw.randint(3, 5)))
 
 
-_MAKERS: tuple[tuple[Callable[[random.Random], Problem], int], ...] = (
+_MAKERS: tuple[tuple[Callable[[random.Random], Draft], int], ...] = (
     (_sum, 5),
     (_difference, 4),
     (_largest, 4),

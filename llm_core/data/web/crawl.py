@@ -86,7 +86,7 @@ class CrawlSpider(Spider):  # type: ignore[misc]
         """Store a page and its links; a page whose bytes are known already is not written again."""
         url, depth = response.meta["frontier_url"], response.meta["depth"]
         if response.status == 304:
-            self.frontier.finish(url, "stored", {"status": 304})
+            self.frontier.finish(url, "stored")
         elif response.status != 200:
             known = self.frontier.known_digest(url) is not None
             outcome = "gone" if known and response.status in GONE else f"status {response.status}"

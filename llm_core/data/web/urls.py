@@ -26,7 +26,7 @@ def canonical(url: str) -> str | None:
     None for what is no http or https URL.
     """
     url = url.partition("#")[0].strip()
-    if not url.startswith(("http://", "https://")):
+    if not url[:8].lower().startswith(("http://", "https://")):
         return None
     if _TRACKING.search(url):
         names = {pair.split("=")[0] for pair in urlsplit(url).query.split("&")}
