@@ -78,6 +78,7 @@ def render(space: Workspace, reports: Reports, verdict: Mapping[str, Any], state
         charts={verb: _charts(verb, report) for verb, report in reports.items()},
         comparison=comparison(reports),
         verdict=verdict,
+        differences=differences(verdict),
         stages=stages(space, reports, states),
         settings=settings(space, reports),
         versions=versions(reports),
@@ -190,6 +191,15 @@ def comparison(reports: Reports) -> dict[str, Any]:
         row["texts"][sample["model"]] = sample["text"]
         row["true"] = sample.get("true") or sample.get("right") or row.get("true")
     return {"models": models, "rows": list(rows.values())}
+
+
+def differences(verdict: Mapping[str, Any]) -> dict[str, views.View]:
+    """By judged model, how its answers differ from the champion's, where they were compared."""
+    return {
+        model: views.view("", [{"who": f"{model} - champion", **judged["difference"]}])
+        for model, judged in verdict.get("verdicts", {}).items()
+        if judged.get("difference")
+    }
 
 
 def stages(space: Workspace, reports: Reports, states: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -137,10 +137,10 @@ def _scales(table: Sequence[Row]) -> list[Scale]:
 
 
 def _scale(title: str, rows: Sequence[Row], *named_by: str) -> Scale:
-    """Shares are drawn from 0 to 100%, differences around a zero in the middle, other figures from 0."""
+    """Shares are drawn from 0 to 100%, differences (`aligned - chat`) around a zero in the middle, others from 0."""
     ends = [row[part] for row in rows for part in ("value", "low", "high") if _is_number(row.get(part))]
     reach = max(abs(end) for end in ends) or 1.0
-    is_share, is_difference = reach <= 1, min(ends) < 0
+    is_share, is_difference = reach <= 1, min(ends) < 0 or any(" - " in str(row.get("who")) for row in rows)
     top = 1.1 * reach if is_difference or not is_share else 1.0
     floor = -top if is_difference else 0.0
     sign = "+" if is_difference else ""

@@ -97,7 +97,8 @@ def made_up(verb: str) -> dict[str, Any]:
 def verdict(promoted: bool, scores: str = "scores-digest") -> dict[str, Any]:
     check = {"name": "judged_difference", "value": 0.012, "limit": 0.0, "passed": promoted, "sentence": "by 1.2 points"}
     reason = f"aligned is {'promoted' if promoted else 'refused'}: by 1.2 points"
-    judged = {"promoted": promoted, "reason": reason, "checks": [check], "difference": None, "detectable": 0.031}
+    difference = {"value": 0.034, "low": 0.012, "high": 0.056, "n": 800, "error": 0.01}
+    judged = {"promoted": promoted, "reason": reason, "checks": [check], "difference": difference, "detectable": 0.031}
     champion = "version 2 (aligned)" if promoted else "version 1 (chat)"
     return {"scores": scores, "reason": reason, "champion": champion, "verdicts": {"aligned": judged}, "run": {}}
 
@@ -149,6 +150,7 @@ def test_a_whole_run_tells_everything(space: Workspace) -> None:
     assert len(page.select("#scores .dot-row.baseline")) == 1
     gate = text_of(page, "gate")
     assert "judged difference 0.012 0 passed by 1.2 points" in gate
+    assert "aligned - champion +3.4% [+1.2%, +5.6%], n 800" in gate
     assert "3.1 points would be found" in gate
     run = text_of(page, "run")
     assert "acquire fresh 12 s 812.5 MB 2026-01-02 03:04:05" in run
