@@ -44,11 +44,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class Scale:
-    """Dots that share a scale, and the texts at its ends."""
+    """Dots that share a scale, and the texts along it, evenly spaced."""
 
     title: str
     dots: tuple[Dot, ...]
-    ends: tuple[str, str]
+    marks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def _scale(title: str, rows: Sequence[Row], *named_by: str) -> Scale:
         return Dot(label, told, at, left, right, bare or bool(row.get("baseline")))
 
     dots = tuple(sorted(map(dot, rows), key=lambda found: found.baseline))
-    return Scale(title, dots, (text(floor), text(top)) if is_difference or not is_share else ("0%", "100%"))
+    marks = (text(floor), "0", text(top)) if is_difference else ("0%", "100%") if is_share else ("0", text(top))
+    return Scale(title, dots, marks)
 
 
 def charts(stage: str, curves: Mapping[str, Sequence[plots.Point]]) -> tuple[list[str], list[str]]:

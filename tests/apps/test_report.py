@@ -288,7 +288,7 @@ def test_tables_take_the_form_their_columns_ask_for() -> None:
     assert (dot.label, dot.text) == ("chat", "40.0% [37.0%, 43.0%], n 800")
     assert (round(dot.at, 3), round(dot.low, 3), round(dot.high, 3)) == (0.4, 0.37, 0.43)
     wide = views.view("t", [{"who": "base", "value": 1.8, "low": 1.6, "high": 2.0}]).scales[0]
-    assert (wide.ends, round(wide.dots[0].at, 3)) == (("0", "2.2"), round(1.8 / 2.2, 3))
+    assert (wide.marks, round(wide.dots[0].at, 3)) == (("0", "2.2"), round(1.8 / 2.2, 3))
 
 
 @pytest.mark.parametrize(
