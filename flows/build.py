@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apps.report import write_report
 from prefect import flow
 
+from apps.report import write_report
 from tasks import summary
 from tasks.session import open_session
 from tasks.stages import acquire, align, clean, collect, evaluate, pretrain, promote, reward, sft, tokenize

@@ -56,7 +56,8 @@ def promote(session: Session, scores: Path) -> Promotion:
 def _mlflow_error() -> type[Exception]:
     from mlflow.exceptions import MlflowException
 
-    return MlflowException
+    error: type[Exception] = MlflowException
+    return error
 
 
 def _judge(space: Workspace, scores: Path, digest: str, registered: registry.Registry) -> Promotion:
