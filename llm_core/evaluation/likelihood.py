@@ -64,5 +64,5 @@ def _score(model: Transformer, rows: Sequence[tuple[list[int], int]]) -> list[Co
     counts = [scored for _, scored in rows]
     return [
         Continuation(float(logprobs.sum()), bool(likeliest.all()))
-        for logprobs, likeliest in zip(logprob_N.split(counts), likeliest_N.split(counts), strict=True)
+        for logprobs, likeliest in zip(torch.split(logprob_N, counts), torch.split(likeliest_N, counts), strict=True)
     ]

@@ -30,7 +30,7 @@ def held_out_pages(shards: Shards, most_tokens: int) -> HeldOutPages:
     end_id, digest = shards.tokenizer.end_id, hashlib.sha256()
     tokens: dict[str, list[np.ndarray]] = {}
     text_bytes: dict[str, int] = {}
-    for source, first, stop in shards.sources("validation"):
+    for source, (first, stop) in sorted(shards.sources("validation").items()):
         picked = [first + i for i in spread(stop - first, round(share * (stop - first)))] if stop > first else []
         tokens[source] = [np.asarray(stream[int(offsets[i]) : int(offsets[i + 1])], dtype=np.int64) for i in picked]
         texts = [shards.tokenizer.decode([t for t in page.tolist() if t != end_id]) for page in tokens[source]]

@@ -106,8 +106,9 @@ def baselines(problems: Sequence[HeldOutProblem]) -> list[Row]:
 
 def _best_place(problems: Sequence[HeldOutProblem]) -> int:
     """The position in the question (from its start or its end) whose word is the right answer most often."""
-    places = [*range(8), *range(-8, 0)]
-    return max(places, key=lambda place: sum(is_right(_word_at(p, place), p.check) for p in problems))
+    places: list[int] = [*range(8), *range(-8, 0)]
+    right: dict[int, int] = {place: sum(is_right(_word_at(p, place), p.check) for p in problems) for place in places}
+    return max(places, key=lambda place: right[place])
 
 
 def _word_at(problem: HeldOutProblem, place: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm_core.artifacts import new_product
 from llm_core.contract import Emit, Metric, Note, Report
@@ -121,13 +121,13 @@ def _reference(model: Transformer, pairs: Sequence[EncodedPair], config: AlignCo
     return torch.cat(parts, dim=1)
 
 
-def _answers(model: nn.Module, batch: PairBatch) -> Tensor:
+def _answers(model: Transformer, batch: PairBatch) -> Tensor:
     """Log-probabilities of a batch's answers, (2, P)."""
     return answer_logprobs(sequence_logprobs(model, batch.tokens_BT, batch.mask_BT), batch.mask_BT).view(2, -1)
 
 
-def _objective(config: AlignConfig, known: Tensor) -> Callable[[nn.Module, PairBatch], Loss]:
-    def objective(model: nn.Module, batch: PairBatch) -> Loss:
+def _objective(config: AlignConfig, known: Tensor) -> Callable[[Transformer, PairBatch], Loss]:
+    def objective(model: Transformer, batch: PairBatch) -> Loss:
         ours = _answers(model, batch)
         loss = _loss(config, ours, known[:, batch.rows_P], batch)
         count = ours.shape[1]
@@ -166,7 +166,7 @@ def _figures(ours: Tensor, known: Tensor, config: AlignConfig) -> dict[str, floa
 
 @torch.no_grad()
 def _check_start(
-    policy: nn.Module, objective: Callable[[nn.Module, PairBatch], Loss], batch: PairBatch, config: AlignConfig
+    policy: Transformer, objective: Callable[[Transformer, PairBatch], Loss], batch: PairBatch, config: AlignConfig
 ) -> None:
     loss = objective(policy, batch)
     margin = loss.figures["margin"] / config.beta
@@ -178,7 +178,7 @@ def _check_start(
         )
 
 
-def _judge(model: nn.Module, pairs: Sequence[EncodedPair], known: Tensor, config: AlignConfig) -> dict[str, float]:
+def _judge(model: Transformer, pairs: Sequence[EncodedPair], known: Tensor, config: AlignConfig) -> dict[str, float]:
     """Loss and implicit rewards on held-out pairs."""
     device, losses, parts = known.device, 0.0, []
     for rows in in_order(len(pairs), config.batch_pairs):

@@ -7,8 +7,10 @@ beside them. Every row names its kind of rater.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,7 @@ def _simulate(
     right = [[is_right(a.text, p["check"]) for a in drawn] for p, drawn in zip(chosen, answers, strict=True)]
     figures["prompts"] = len(chosen)
     figures["sampled_right"] = sum(map(sum, right)) / (len(chosen) * config.samples)
-    votes = [v for p, a, r in zip(chosen, answers, right, strict=True) for v in _vote(p, a, r, config)]
+    votes = [vote for problem, drawn in zip(chosen, answers, strict=True) for vote in _vote(problem, drawn, config)]
     shown = [
         {"prompt": p["messages"][-2]["content"], "text": a[0].text} for p, a in zip(chosen[:8], answers, strict=False)
     ]
@@ -114,16 +116,17 @@ def _prompt(problem: dict[str, Any]) -> Messages:
     return [dict(message) for message in problem["messages"][:-1]]
 
 
-def _vote(problem: dict[str, Any], drawn: list[Answer], right: list[bool], config: CollectConfig) -> Iterable[Vote]:
-    """Votes on answers 0 and 1, 2 and 3, ...: every answer is judged once, so votes are independent."""
-    split = split_of(problem["group"], config.validation_share)
-    for i in range(0, len(drawn) - 1, 2):
-        name = f"{problem['id']}-{i // 2}"
-        preference = simulated_preference(right[i], right[i + 1], noise=config.rater_noise, key=f"{config.seed}:{name}")
-        yield Vote(
-            name, _prompt(problem), drawn[i].text, drawn[i + 1].text, preference, "simulated", problem["check"],
-            problem["group"], split,
-        )  # fmt: skip
+def _vote(problem: dict[str, Any], drawn: list[Answer], config: CollectConfig) -> Iterable[Vote]:
+    """Votes on pairs of different answers to one prompt, drawn at random and shown in a random order."""
+    draw = random.Random(f"pairs:{config.seed}:{problem['id']}")
+    different = list(combinations(dict.fromkeys(a.text for a in drawn), 2))
+    for number, pair in enumerate(draw.sample(different, min(config.pairs, len(different)))):
+        name = f"{problem['id']}-{number}"
+        a, b = pair if draw.random() < 0.5 else pair[::-1]
+        right_a, right_b = (is_right(text, problem["check"]) for text in (a, b))
+        preference = simulated_preference(right_a, right_b, noise=config.rater_noise, key=f"{config.seed}:{name}")
+        split = split_of(problem["group"], config.validation_share)
+        yield Vote(name, _prompt(problem), a, b, preference, "simulated", problem["check"], problem["group"], split)
 
 
 def _from_dataset(corpus: Path, config: CollectConfig) -> tuple[list[Vote], int]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from llm_core.artifacts import new_product
 from llm_core.contract import Emit, Note, Report
@@ -88,8 +87,8 @@ def run(config: RewardConfig, *, chat: Path, votes: Path, out: Path, scratch: Pa
     return Report(metrics, {"accuracy on held-out pairs": _table(metrics)})
 
 
-def _objective(centre: float) -> Callable[[nn.Module, PairBatch], Loss]:
-    def objective(model: nn.Module, batch: PairBatch) -> Loss:
+def _objective(centre: float) -> Callable[[RewardModel, PairBatch], Loss]:
+    def objective(model: RewardModel, batch: PairBatch) -> Loss:
         chosen_P, rejected_P = model(batch.tokens_BT, batch.last_B).view(2, -1)
         count = len(chosen_P)
         right = float((chosen_P > rejected_P).float().mean())
@@ -99,7 +98,7 @@ def _objective(centre: float) -> Callable[[nn.Module, PairBatch], Loss]:
     return objective
 
 
-def _judge(model: nn.Module, pairs: Sequence[EncodedPair], config: RewardConfig) -> Mapping[str, float]:
+def _judge(model: RewardModel, pairs: Sequence[EncodedPair], config: RewardConfig) -> Mapping[str, float]:
     """Loss and accuracy on held-out pairs; equal scores count half."""
     device = next(model.parameters()).device
     scores = [

@@ -20,7 +20,10 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer to a dialogue. `tokens` holds the closing token if the answer `finished` by itself."""
+    """An answer to a dialogue, its text without white space around it.
+
+    `tokens` holds the closing token if the answer `finished` by itself.
+    """
 
     prompt_tokens: list[int]
     tokens: list[int]
@@ -59,10 +62,8 @@ def answer(
             seed=100_000 * seed + chunk,
         )
         for tokens, drawn in zip(part, completions, strict=True):
-            answers.append(
-                [Answer(tokens, c.tokens, tokenizer.decode([t for t in c.tokens if t not in special]), c.finished)
-                 for c in drawn]
-            )  # fmt: skip
+            texts = (tokenizer.decode([t for t in c.tokens if t not in special]).strip() for c in drawn)
+            answers.append([Answer(tokens, c.tokens, text, c.finished) for c, text in zip(drawn, texts, strict=True)])
         if told is not None:
             told(len(answers))
     return answers

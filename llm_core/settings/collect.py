@@ -14,10 +14,12 @@ class CollectConfig(Config):
 
     min_votes: int = Field(default=200, ge=1)
     """Clear votes of people from which on they are used alone; with fewer of them the simulated rater votes."""
-    prompts: int = Field(default=2000, ge=1)
+    prompts: int = Field(default=3000, ge=1)
     """Prompts answered for the simulated rater, at most: the corpus's checked dialogues of split "feedback"."""
-    samples: int = Field(default=4, ge=2, le=64)
-    """Answers sampled per prompt; each is compared with one other, so `samples` // 2 pairs a prompt."""
+    samples: int = Field(default=8, ge=2, le=64)
+    """Answers sampled per prompt."""
+    pairs: int = Field(default=6, ge=1, le=64)
+    """Pairs of different answers to a prompt that are voted on, at most."""
     temperature: float = Field(default=1.0, gt=0.0, le=5.0)
     """Sampling temperature of the answers."""
     max_new_tokens: int = Field(default=24, ge=1, le=4096)

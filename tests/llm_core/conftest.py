@@ -1,4 +1,4 @@
-"""A small world for tests of later stages: a corpus of problems and pages, its shards, and a chat model that half knows."""
+"""A small world for tests of later stages: a corpus of problems and pages, its shards, a model that half knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @dataclass(frozen=True)
 class SmallWorld:
-    """Product directories; `chat` was trained for seconds on very small sums."""
+    """Product directories; `chat` was trained for seconds on the larger of two digits."""
 
     corpus: Path
     shards: Path
@@ -34,13 +34,13 @@ PAGES = [
 ]
 
 
-def sums() -> list[dict[str, Any]]:
-    """Sums of digits as checked dialogues: 100, in three splits."""
+def largest() -> list[dict[str, Any]]:
+    """The larger of two digits, as checked dialogues: 100, in three splits."""
     rows = []
     for a in range(10):
         for b in range(10):
             split = {0: "validation", 1: "feedback", 2: "feedback"}.get((3 * a + b) % 5, "train")
-            rows.append(dialogue(f"{a} + {b} = ?", str(a + b), "problem", split, f"{a} + {b}"))
+            rows.append(dialogue(f"max({a}, {b}) = ?", str(max(a, b)), "problem", split, f"max({a}, {b})"))
     return rows
 
 
@@ -70,12 +70,13 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
         for i, n in enumerate(("size", "name", "date", "path", "list", "value", "mode", "lines", "host", "port"))
     ]
     documents = [
-        {"id": f"d{i}", "source": "small", "url": f"d{i}", "title": "", "text": text, "language": "en", "licence": "CC0-1.0",
-         "date": None, "group": f"d{i}", "split": "validation" if i % 3 == 0 else "train"}
+        {"id": f"d{i}", "source": "small", "url": f"d{i}", "title": "", "text": text, "language": "en",
+         "licence": "CC0-1.0", "date": None, "group": f"d{i}", "split": "validation" if i % 3 == 0 else "train"}
         for i, text in enumerate(PAGES)
     ]  # fmt: skip
-    with new_product(root / "corpus", "corpus") as folder:
-        pq.write_table(pa.Table.from_pylist([*sums(), *questions]), folder / "dialogues.parquet")
+    facts = {"text_bytes": sum(len(text.encode()) for text in PAGES)}
+    with new_product(root / "corpus", "corpus", facts) as folder:
+        pq.write_table(pa.Table.from_pylist([*largest(), *questions]), folder / "dialogues.parquet")
         pq.write_table(pa.Table.from_pylist(documents), folder / "documents.parquet")
     (root / "scratch").mkdir()
     tokenize(
@@ -83,3 +84,40 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
         corpus=root / "corpus", out=root / "shards", scratch=root / "scratch", emit=lambda event: None,
     )  # fmt: skip
     return SmallWorld(root / "corpus", root / "shards", *_models(root))
+
+
+def _models(root: Path) -> tuple[Path, Path]:
+    """An untrained base and a chat model that saw every training dialogue some twenty times."""
+    import torch
+
+    from llm_core.artifacts import new_product
+    from llm_core.data.shards import Shards
+    from llm_core.model.checkpoint import save_model
+    from llm_core.model.config import ModelConfig
+    from llm_core.model.transformer import Transformer
+    from llm_core.train.batches import DialogueBatches, next_token_loss
+    from llm_core.train.loop import LoopOptions, fit
+    from llm_core.train.optim import OptimizerOptions, make_optimizer
+    from llm_core.train.schedule import cosine
+
+    torch.manual_seed(0)
+    shards = Shards.open(root / "shards")
+    config = ModelConfig.preset("qwen3", vocab_size=shards.vocab_size, layers=2, heads=2, width=32, context=96)
+    model = Transformer(config)
+    with new_product(root / "base", "base") as folder:
+        save_model(model, folder, shards.tokenizer, "base")
+    found = shards.dialogues("train")
+    groups = [(list(range(len(found))), 16)]
+    fit(
+        model,
+        batch=DialogueBatches(found.tokens, found.mask, found.offsets, groups, context=96, seed=0),  # type: ignore[arg-type]
+        objective=next_token_loss,
+        optimizer=make_optimizer(model, OptimizerOptions(name="muon", learning_rate=0.01)),
+        schedule=cosine(40),
+        options=LoopOptions(40),
+        scratch=root / "scratch",
+        emit=lambda event: None,
+    )
+    with new_product(root / "chat", "chat") as folder:
+        save_model(model, folder, shards.tokenizer, "chat")
+    return root / "base", root / "chat"

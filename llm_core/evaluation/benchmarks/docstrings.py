@@ -27,6 +27,7 @@ from llm_core.artifacts import write_atomic
 NGRAM = 13
 NEAREST = 12  # distractors are drawn from so many answers of nearest length
 CONTEXT_WORDS = (20, 60)
+PER_PAGE = 10
 _WORDS = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[a-z,;:)] )([a-z]{3,})\.(?=\s|$)")
 
@@ -142,14 +143,14 @@ def _choices(asked: Sequence[_Asked], wanted: int, seed: int) -> Iterator[Choice
 
 
 def _blanks(path: Path, seed: int) -> list[Cloze]:
-    """One sentence of every held-out page that has one with enough words before it, in a random order."""
+    """Sentences of held-out pages with enough words before them, a few of each page, in a random order."""
     items = []
     for split, text, page in _pages(path):
         if split == "validation":
             ends = [match for match in _SENTENCE_END.finditer(text) if _enough(text, match.start())]
-            if ends:
-                match = random.Random(f"{seed}:{page}").choice(ends)
-                items.append(Cloze(str(page), _before(text, match.start()), match.group(1)))
+            for match in random.Random(f"{seed}:{page}").sample(ends, min(PER_PAGE, len(ends))):
+                name = f"{page}-{match.start():06d}"
+                items.append(Cloze(name, _before(text, match.start()), match.group(1)))
     items.sort(key=lambda item: item.id)
     random.Random(f"cloze:{seed}").shuffle(items)
     return items

@@ -1,0 +1,245 @@
+"""collect, reward and align on a small world: whose votes count, equal bytes, a start that is the reference."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from llm_core.artifacts import digest, new_product, verify
+from llm_core.contract import BadInput, Event, Note, Progress, Report, Stop
+from llm_core.data.sources.problems import is_right
+from llm_core.feedback import align, collect, reward
+from llm_core.feedback.preferences import clear_pairs, collate, encode_pairs, epochs, read_votes, split_of
+from llm_core.feedback.scorer import load_reward_model
+from llm_core.model.checkpoint import load_model, load_tokenizer
+from llm_core.settings.align import AlignConfig
+from llm_core.settings.collect import CollectConfig
+from llm_core.settings.reward import RewardConfig
+
+COLLECT = {"threads": 1, "samples": 6, "pairs": 8, "max_new_tokens": 6, "validation_share": 0.3, "rater_noise": 0.0}
+REWARD = {"threads": 1, "steps": 12, "batch_pairs": 8, "evaluate_every": 4}
+ALIGN = {"threads": 1, "steps": 12, "batch_pairs": 8, "evaluate_every": 6, "kl_prompts": 8, "max_new_tokens": 6}
+
+
+def quiet(event: Event) -> None:
+    """A listener that hears nothing."""
+
+
+def fresh(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def collected(world: Any, folder: Path, votes_file: Path, corpus: Path | None = None, **settings: Any) -> Report:
+    return collect.run(
+        CollectConfig.model_validate(COLLECT | settings), chat=world.chat, corpus=corpus or world.corpus,
+        votes_file=votes_file, out=folder / "votes", scratch=fresh(folder / "scratch"), emit=quiet,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def simulated(small_world: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    folder = tmp_path_factory.mktemp("simulated")
+    (folder / "votes.jsonl").touch()
+    return folder / "votes", collected(small_world, folder, folder / "votes.jsonl")
+
+
+@pytest.fixture(scope="module")
+def rewarded(small_world: Any, simulated: tuple[Path, Report], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reward")
+    config = RewardConfig.model_validate(REWARD)
+    reward.run(
+        config,
+        chat=small_world.chat,
+        votes=simulated[0],
+        out=folder / "reward",
+        scratch=fresh(folder / "s"),
+        emit=quiet,
+    )
+    return folder / "reward"
+
+
+def person(number: int, **changes: Any) -> str:
+    prompt = [{"role": "user", "content": f"{number} + 1 = ?"}]
+    vote = {"id": f"t{number}", "prompt": prompt, "answer_a": str(number + 1), "answer_b": "0", "preference": "a"}
+    return json.dumps({**vote, "rater": "r1", **changes}) + "\n"
+
+
+def test_the_simulated_rater_votes_until_there_are_enough_people(simulated: tuple[Path, Report]) -> None:
+    folder, report = simulated
+    verify(folder)
+    votes = read_votes(folder)
+    assert {vote.rater for vote in votes} == {"simulated"}
+    assert report.metrics["votes"] == len(votes) > 50
+    assert 0.05 < report.metrics["sampled_right"] < 0.95
+    assert report.metrics["rater_agrees_with_check"] == 1.0
+    for vote in votes:
+        right = [is_right(answer, vote.check or "") for answer in (vote.answer_a, vote.answer_b)]
+        assert vote.preference == {(1, 0): "a", (0, 1): "b", (1, 1): "tie", (0, 0): "both_bad"}[tuple(map(int, right))]  # type: ignore[index]
+        assert vote.answer_a != vote.answer_b
+    by_prompt: dict[str, set[str]] = {}
+    for vote in votes:
+        by_prompt.setdefault(vote.prompt[-1]["content"], set()).add(vote.split)
+    assert all(len(splits) == 1 for splits in by_prompt.values())
+    assert {vote.split for vote in votes} == {"train", "validation"}
+
+
+def test_only_feedback_problems_are_asked(simulated: tuple[Path, Report], small_world: Any) -> None:
+    rows = pq.read_table(small_world.corpus / "dialogues.parquet").to_pylist()
+    allowed = {row["messages"][0]["content"] for row in rows if row["split"] == "feedback"}
+    assert {vote.prompt[-1]["content"] for vote in read_votes(simulated[0])} <= allowed
+
+
+def test_the_same_inputs_give_the_same_bytes(simulated: tuple[Path, Report], small_world: Any, tmp_path: Path) -> None:
+    (tmp_path / "votes.jsonl").touch()
+    collected(small_world, tmp_path, tmp_path / "votes.jsonl")
+    assert digest(tmp_path / "votes") == digest(simulated[0])
+
+
+def test_people_count_alone_once_there_are_enough(small_world: Any, tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(person(i) for i in range(9)) + person(9, preference="tie") + person(3, rater="r2"))
+    report = collected(small_world, tmp_path, path, min_votes=10)
+    votes = read_votes(tmp_path / "votes")
+    assert {vote.rater for vote in votes} == {"person"}
+    assert (report.metrics["votes"], report.metrics["clear_votes"]) == (11, 10)
+    assert (report.metrics["people_agreement"], report.metrics["people_agreement_pairs"]) == (1.0, 1)
+    shutil.rmtree(tmp_path / "scratch")
+    collected(small_world, tmp_path, path, min_votes=11)
+    assert {vote.rater for vote in read_votes(tmp_path / "votes")} == {"simulated"}
+
+
+def test_preference_data_lie_beside_and_are_not_taken_unasked(small_world: Any, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(small_world.corpus, corpus)
+    prompt = [{"role": "user", "content": "Hello?"}]
+    rows = [
+        {"id": f"p{i}", "source": "s", "group": f"g{i}", "split": "train", "prompt": prompt, "chosen": f"Yes {i}",
+         "rejected": "No" if i else "Yes 0"}
+        for i in range(21)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), corpus / "preferences.parquet")
+    (tmp_path / "votes.jsonl").touch()
+    report = collected(small_world, tmp_path, tmp_path / "votes.jsonl", corpus)
+    votes = read_votes(tmp_path / "votes")
+    offline = [vote for vote in votes if vote.rater == "dataset"]
+    assert len(offline) == 20
+    assert report.metrics["dataset_pairs_refused"] == 1
+    assert {vote.preference for vote in offline} == {"a", "b"}
+    assert all(pair.chosen.startswith("Yes") for pair in clear_pairs(votes, "dataset", "train"))
+    assert not any(pair.chosen.startswith("Yes") for pair in clear_pairs(votes, "votes", "train"))
+    both = sum(len(clear_pairs(votes, pool, "train")) for pool in ("votes", "dataset"))  # type: ignore[arg-type]
+    assert len(clear_pairs(votes, "both", "train")) == both
+
+
+def test_nothing_to_collect_is_said_in_a_sentence(small_world: Any, tmp_path: Path) -> None:
+    with new_product(tmp_path / "corpus", "corpus") as folder:
+        rows = [row for row in pq.read_table(small_world.corpus / "dialogues.parquet").to_pylist() if not row["check"]]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "dialogues.parquet")
+    (tmp_path / "votes.jsonl").write_text(person(1))
+    with pytest.raises(BadInput, match=r"votes\.jsonl: 1 votes, fewer than collect\.min_votes = 200"):
+        collected(small_world, tmp_path, tmp_path / "votes.jsonl", tmp_path / "corpus")
+
+
+def test_the_reward_model_is_normalised_and_judged_beside_baselines(
+    small_world: Any, simulated: tuple[Path, Report], tmp_path: Path
+) -> None:
+    config = RewardConfig.model_validate(REWARD)
+    report = reward.run(
+        config, chat=small_world.chat, votes=simulated[0], out=tmp_path / "reward", scratch=fresh(tmp_path / "s"),
+        emit=quiet,
+    )  # fmt: skip
+    assert {"accuracy", "length_accuracy", "words_accuracy"} <= report.metrics.keys()
+    model, tokenizer = load_reward_model(tmp_path / "reward"), load_tokenizer(tmp_path / "reward")
+    sequences = reward._answers(read_votes(simulated[0]), "votes", tokenizer, 96)
+    scores = torch.tensor(model.score(sequences))
+    assert float(scores.mean()) == pytest.approx(0.0, abs=1e-4)
+    assert float(scores.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
+    with pytest.raises(BadInput, match=r"head\.safetensors"):
+        load_reward_model(small_world.chat)
+
+
+Aligner = Callable[..., Report]
+
+
+@pytest.fixture
+def aligner(small_world: Any, simulated: tuple[Path, Report], rewarded: Path, tmp_path: Path) -> Aligner:
+    def run(name: str, emit: Callable[[Event], None] = quiet, **settings: Any) -> Report:
+        scratch = tmp_path / f"scratch-{name}"
+        scratch.mkdir(exist_ok=True)
+        config = AlignConfig.model_validate(ALIGN | settings)
+        return align.run(
+            config, chat=small_world.chat, reward=rewarded, votes=simulated[0], out=tmp_path / name, scratch=scratch,
+            emit=emit,
+        )  # fmt: skip
+
+    return run
+
+
+def test_dpo_learns_the_votes_and_pays_a_little_divergence(aligner: Aligner, small_world: Any, tmp_path: Path) -> None:
+    report = aligner("aligned", steps=40, learning_rate=1e-3)
+    assert report.metrics["held_out_margin"] > 0
+    assert 0 < report.metrics["kl_from_chat"] < 20
+    assert {"reward_chat", "reward_aligned", "sampled_right_chat", "sampled_right_aligned"} <= report.metrics.keys()
+    assert {sample["model"] for sample in report.samples} == {"chat", "aligned"}
+    assert load_model(tmp_path / "aligned").config == load_model(small_world.chat).config
+
+
+def test_a_stopped_run_ends_with_the_same_bytes(aligner: Aligner, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == 7:
+            raise Stop
+
+    aligner("whole")
+    with pytest.raises(Stop):
+        aligner("stopped", emit=stop)
+    notes: list[str] = []
+    aligner("stopped", emit=lambda event: notes.append(event.text) if isinstance(event, Note) else None)
+    assert digest(tmp_path / "whole") == digest(tmp_path / "stopped")
+
+
+def test_a_policy_that_is_not_the_reference_is_stopped(aligner: Aligner, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = align._reference
+    monkeypatch.setattr(align, "_reference", lambda *given: known(*given) + torch.tensor([[0.1], [-0.1]]))
+    with pytest.raises(RuntimeError, match="does not start at the reference"):
+        aligner("wrong")
+
+
+def test_too_few_pairs_are_said_in_a_sentence(aligner: Aligner) -> None:
+    with pytest.raises(BadInput, match=r"align\.pool = 'dataset': 0 clear pairs"):
+        aligner("none", pool="dataset")
+    with pytest.raises(BadInput, match="at least 5000 are needed"):
+        aligner("few", batch_pairs=5000)
+
+
+def test_batches(simulated: tuple[Path, Report], small_world: Any) -> None:
+    tokenizer = load_tokenizer(small_world.chat)
+    pairs = clear_pairs(read_votes(simulated[0]), "votes", "train")
+    encoded = encode_pairs(pairs, tokenizer, 96)
+    assert len(encoded) == len(pairs)
+    assert encode_pairs(pairs, tokenizer, 5) == []
+    batch = collate(encoded, [3, 0])
+    for row, (pair, text) in enumerate([(3, "chosen"), (0, "chosen"), (3, "rejected"), (0, "rejected")]):
+        answer = batch.tokens_BT[row][batch.mask_BT[row].bool()].tolist()
+        end = int(batch.last_B[row])
+        assert tokenizer.decode(answer[:-1]) == getattr(pairs[pair], text)
+        assert answer[-1] == tokenizer.specials["<|end|>"] == int(batch.tokens_BT[row, end])
+        assert not batch.mask_BT[row, end + 1 :].any()
+    rows = epochs(10, 4, seed=1)
+    first = [row for step in range(5) for row in rows(step)]
+    assert sorted(first[:10]) == sorted(first[10:]) == list(range(10))
+    assert first[:10] != first[10:]
+    assert rows(3) == epochs(10, 4, seed=1)(3)
+
+
+def test_splits_are_a_pure_function_of_the_group() -> None:
+    shares = [split_of(f"group {i}", 0.2) == "validation" for i in range(2000)]
+    assert 0.17 < sum(shares) / 2000 < 0.23
