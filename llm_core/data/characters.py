@@ -26,12 +26,22 @@ _FTFY = ftfy.TextFixerConfig(
 
 
 def repair(text: str) -> str:
-    """Mended text in NFC, with plain spaces and line ends, at most one blank line in a row, outer space removed."""
-    if _SUSPECT.search(text):
-        text = ftfy.fix_text(text, _FTFY)
+    """Mended text in NFC, with plain spaces and line ends, at most one blank line in a row, outer space removed.
+
+    What is mended needs no mending: `repair(repair(text)) == repair(text)`.
+    """
+    while True:
+        suspect = _SUSPECT.search(text) is not None
+        mended = _plain(ftfy.fix_text(text, _FTFY) if suspect else text)
+        if mended == text or not (suspect or _SUSPECT.search(mended)):
+            return mended
+        text = mended
+
+
+def _plain(text: str) -> str:
+    text = _REMOVED.sub("", _LINE_ENDS.sub("\n", text))
     if not text.isascii():
         text = _SPACES.sub(" ", text)
         if not unicodedata.is_normalized("NFC", text):
             text = unicodedata.normalize("NFC", text)
-    text = _REMOVED.sub("", _LINE_ENDS.sub("\n", text))
     return _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text)).strip()
