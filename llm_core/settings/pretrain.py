@@ -15,27 +15,27 @@ class ModelSettings(Config):
 
     preset: Literal["seed", "gpt2", "llama", "qwen3"] = "qwen3"
     """Architecture and the sizes it starts from."""
-    layers: int | None = Field(None, ge=1, le=200)
+    layers: int | None = Field(default=None, ge=1, le=200)
     """Transformer blocks, 1 to 200."""
-    heads: int | None = Field(None, ge=1, le=256)
+    heads: int | None = Field(default=None, ge=1, le=256)
     """Attention heads, 1 to 256; must divide the width."""
-    kv_heads: int | None = Field(None, ge=1, le=256)
+    kv_heads: int | None = Field(default=None, ge=1, le=256)
     """Key/value heads, 1 to 256; must divide the heads. Empty: as many as heads."""
-    width: int | None = Field(None, ge=2, le=32768)
+    width: int | None = Field(default=None, ge=2, le=32768)
     """Width of the residual stream, 2 to 32768."""
-    hidden: int | None = Field(None, ge=1, le=131072)
+    hidden: int | None = Field(default=None, ge=1, le=131072)
     """Inner width of the feed-forward, 1 to 131072. Empty: 4 width, or 8/3 width where it is gated."""
-    context: int | None = Field(None, ge=2, le=131072)
+    context: int | None = Field(default=None, ge=2, le=131072)
     """Longest sequence in tokens, 2 to 131072."""
-    dropout: float | None = Field(None, ge=0, lt=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of activations zeroed in training, 0 up to 1. Empty: 0.1 in seed and gpt2, else 0."""
     tied: bool | None = None
     """Whether the output head is the embedding. Empty: only in gpt2."""
     attention_bias: bool | None = None
     """Biases on the attention's projections. Empty: only in seed and gpt2."""
-    rope_base: float | None = Field(None, gt=1)
+    rope_base: float | None = Field(default=None, gt=1)
     """Base of the rotary angles, above 1. Empty: 10000."""
-    initial_std: float | None = Field(None, gt=0, le=1)
+    initial_std: float | None = Field(default=None, gt=0, le=1)
     """Standard deviation of the initial weights, above 0 up to 1. Empty: 0.02."""
 
     @model_validator(mode="after")
@@ -53,22 +53,24 @@ class OptimizerSettings(Config):
 
     name: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon on the blocks' matrices and AdamW on the rest; `adamw`: AdamW on everything."""
-    learning_rate: float = Field(0.003, gt=0, le=1)
+    learning_rate: float = Field(default=0.003, gt=0, le=1)
     """AdamW's base learning rate, above 0 up to 1."""
-    embedding_learning_rate: float | None = Field(0.03, gt=0, le=1)
+    embedding_learning_rate: float | None = Field(default=0.03, gt=0, le=1)
     """AdamW's base learning rate of the token embedding, above 0 up to 1. Empty: `learning_rate`."""
-    matrix_learning_rate: float = Field(0.02, gt=0, le=1)
+    matrix_learning_rate: float = Field(default=0.02, gt=0, le=1)
     """Muon's base learning rate, above 0 up to 1."""
-    weight_decay: float = Field(0.1, ge=0, le=10)
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
     """Decoupled weight decay of AdamW, on matrices only, 0 to 10."""
-    matrix_weight_decay: float = Field(0.0, ge=0, le=10)
+    matrix_weight_decay: float = Field(default=0.0, ge=0, le=10)
     """Decoupled weight decay of Muon, 0 to 10."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's decay of the mean gradient, 0 up to 1."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW's decay of the mean squared gradient, 0 up to 1."""
-    momentum: float = Field(0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's Nesterov momentum, 0 up to 1."""
+    newton_schulz_steps: int = Field(default=3, ge=1, le=20)
+    """Steps that make Muon's update orthogonal, 1 to 20. 5 is usual; in a small model 3 cost less than they lose."""
 
 
 class ScheduleSettings(Config):
@@ -76,20 +78,20 @@ class ScheduleSettings(Config):
 
     name: Literal["wsd", "cosine"] = "wsd"
     """`wsd`: warm up, stay, then decay linearly; `cosine`: warm up, then half a cosine."""
-    warmup: float = Field(0.02, ge=0, le=1)
+    warmup: float = Field(default=0.02, ge=0, le=1)
     """Share of the steps over which the factor rises linearly to 1, 0 to 1."""
-    decay: float = Field(0.6, ge=0, le=1)
+    decay: float = Field(default=0.6, ge=0, le=1)
     """Share of the steps, at the end, over which `wsd` falls, 0 to 1."""
-    floor: float = Field(0.05, ge=0, le=1)
+    floor: float = Field(default=0.05, ge=0, le=1)
     """Factor that the fall ends at, 0 to 1."""
 
 
 class PretrainConfig(Config):
     """Settings of pretrain: train the model on all pages."""
 
-    seed: int = Field(1, ge=0, lt=2**31)
+    seed: int = Field(default=1, ge=0, lt=2**31)
     """Seed of the initial weights, the order of the data and dropout."""
-    threads: int = Field(0, ge=0, le=1024)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of torch; 0: one for each core. Another number may change the last bits of the weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU if there is one."""
@@ -97,28 +99,28 @@ class PretrainConfig(Config):
     """Number format of the matrix products; `auto`: bf16 on a GPU, fp32 on a CPU."""
     model: ModelSettings = ModelSettings()
     """The model's shape."""
-    steps: int = Field(900, ge=1, le=10_000_000)
+    steps: int = Field(default=900, ge=1, le=10_000_000)
     """Optimizer steps."""
-    batch_sequences: int = Field(6, ge=1, le=65536)
+    batch_sequences: int = Field(default=6, ge=1, le=65536)
     """Sequences of `model.context` tokens in one forward pass."""
-    accumulate: int = Field(1, ge=1, le=4096)
+    accumulate: int = Field(default=1, ge=1, le=4096)
     """Forward passes that make one step."""
-    dialogue_share: float = Field(0.0, ge=0, le=0.9)
+    dialogue_share: float = Field(default=0.0, ge=0, le=0.9)
     """Share of the sequences that are cut from the training dialogues (questions and answers) instead of the pages,
     0 to 0.9. Above 0 the base model has seen the training dialogues' text; the held-out ones it never sees."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """What turns gradients into steps."""
     schedule: ScheduleSettings = ScheduleSettings()
     """How the learning rate moves."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest global norm of the gradients; above it they are scaled down."""
-    evaluate_every: int = Field(300, ge=1)
+    evaluate_every: int = Field(default=300, ge=1)
     """Steps between evaluations on held-out pages."""
-    evaluate_tokens: int = Field(20_000, ge=1)
+    evaluate_tokens: int = Field(default=20_000, ge=1)
     """Tokens of held-out pages that an evaluation in between looks at; the last one takes all."""
-    save_every_seconds: float = Field(30.0, gt=0)
+    save_every_seconds: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
-    sample_tokens: int = Field(60, ge=1, le=4096)
+    sample_tokens: int = Field(default=60, ge=1, le=4096)
     """Longest generated sample in tokens."""
     sample_prompts: tuple[str, ...] = (
         "Return a list of",
