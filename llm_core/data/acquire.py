@@ -55,7 +55,7 @@ def _acquire(source: Source, config: AcquireConfig, folder: Path, scratch: Path,
         case WebSource():
             return _web(source, config, folder, scratch, emit)
         case ProblemsSource():
-            rows = problems.rows(problems.generate(source.count, source.seed))
+            rows = problems.rows(problems.generate(source.count, source.seed, source.operations))
             return {"dialogues": write_rows(folder, "dialogues", rows)}
         case HuggingFaceSource() | FilesSource():
             return _rows(source, folder, emit)

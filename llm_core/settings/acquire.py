@@ -39,6 +39,8 @@ class ProblemsSource(Config):
     """SPDX identifier of the licence, written beside every dialogue."""
     count: int = Field(default=12_000, ge=1, le=20_000)
     """Distinct problems to generate, 1 to 20,000."""
+    operations: tuple[Literal["sum", "difference", "max", "min", "len", "reverse"], ...] = ()
+    """Kinds of problems; empty takes all."""
     seed: int = Field(default=1, ge=0)
     """Seed of the generator, 0 or more."""
 

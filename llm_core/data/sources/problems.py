@@ -61,11 +61,15 @@ def is_right(answer: str, expression: str) -> bool:
     return answer.strip() == value(expression)
 
 
-def generate(count: int, seed: int) -> list[Problem]:
-    """`count` problems with distinct expressions. Raises `BadInput` if there are not that many."""
+def generate(count: int, seed: int, operations: Sequence[str] = ()) -> list[Problem]:
+    """`count` problems with distinct expressions. Raises `BadInput` if there are not that many.
+
+    `operations` keeps only these (keys of `OPERATIONS`); empty takes all.
+    """
     draw = random.Random(seed)
     found: dict[str, Problem] = {}
-    makers = [maker for maker, weight in _MAKERS for _ in range(weight)]
+    wanted = [OPERATIONS[name] for name in operations or OPERATIONS]
+    makers = [maker for maker, weight in wanted for _ in range(weight)]
     for _ in range(count * TRIES):
         question, expression, group = draw.choice(makers)(draw)
         if expression not in found:
@@ -126,14 +130,15 @@ def _word(draw: random.Random) -> str:
     return "".join(draw.choice(VOWELS if (start + i) % 2 else CONSONANTS) for i in range(draw.randint(3, 5)))
 
 
-_MAKERS: tuple[tuple[Callable[[random.Random], Draft], int], ...] = (
-    (_sum, 5),
-    (_difference, 4),
-    (_largest, 4),
-    (_smallest, 2),
-    (_length, 2),
-    (_reverse, 3),
-)
+OPERATIONS: dict[str, tuple[Callable[[random.Random], Draft], int]] = {
+    "sum": (_sum, 5),
+    "difference": (_difference, 4),
+    "max": (_largest, 4),
+    "min": (_smallest, 2),
+    "len": (_length, 2),
+    "reverse": (_reverse, 3),
+}
+"""What generates each kind of problem, and how often it is drawn beside the others."""
 
 
 def rows(problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:

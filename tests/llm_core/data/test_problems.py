@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llm_core.contract import BadInput
-from llm_core.data.sources.problems import generate, is_right, value
+from llm_core.data.sources.problems import OPERATIONS, generate, is_right, value
+from llm_core.settings.acquire import ProblemsSource
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,12 @@ def test_more_problems_than_there_are_is_bad_input(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "_MAKERS", (((lambda draw: module._sum(draw)), 1),))
     with pytest.raises(BadInput, match="not 20000"):
         generate(20_000, 1)
+
+
+def test_only_the_operations_asked_for_are_drawn() -> None:
+    assert {p.expression.partition("(")[0] for p in generate(300, 1, ("len", "max"))} == {"len", "max"}
+
+
+def test_the_settings_name_every_operation() -> None:
+    for name in OPERATIONS:
+        ProblemsSource(operations=(name,))
