@@ -60,7 +60,7 @@ def test_more_problems_than_there_are_is_bad_input(monkeypatch: pytest.MonkeyPat
     from llm_core.data.sources import problems as module
 
     monkeypatch.setattr(module, "TRIES", 2)
-    monkeypatch.setattr(module, "_MAKERS", (((lambda draw: module._sum(draw)), 1),))
+    monkeypatch.setattr(module, "OPERATIONS", {"sum": (module._sum, 1)})
     with pytest.raises(BadInput, match="not 20000"):
         generate(20_000, 1)
 
