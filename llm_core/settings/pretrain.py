@@ -53,17 +53,17 @@ class OptimizerSettings(Config):
 
     name: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon on the blocks' matrices and AdamW on the rest; `adamw`: AdamW on everything."""
-    learning_rate: float = Field(default=0.003, gt=0, le=1)
+    learning_rate: float = Field(default=0.006, gt=0, le=1)
     """AdamW's base learning rate, above 0 up to 1."""
     embedding_learning_rate: float | None = Field(default=0.03, gt=0, le=1)
     """AdamW's base learning rate of the token embedding, above 0 up to 1. Empty: `learning_rate`."""
     matrix_learning_rate: float = Field(default=0.02, gt=0, le=1)
     """Muon's base learning rate, above 0 up to 1."""
-    weight_decay: float = Field(default=0.1, ge=0, le=10)
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
     """Decoupled weight decay of AdamW, on matrices only, 0 to 10."""
     matrix_weight_decay: float = Field(default=0.0, ge=0, le=10)
     """Decoupled weight decay of Muon, 0 to 10."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.8, ge=0, lt=1)
     """AdamW's decay of the mean gradient, 0 up to 1."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW's decay of the mean squared gradient, 0 up to 1."""
@@ -99,7 +99,7 @@ class PretrainConfig(Config):
     """Number format of the matrix products; `auto`: bf16 on a GPU, fp32 on a CPU."""
     model: ModelSettings = ModelSettings()
     """The model's shape."""
-    steps: int = Field(default=900, ge=1, le=10_000_000)
+    steps: int = Field(default=1600, ge=1, le=10_000_000)
     """Optimizer steps."""
     batch_sequences: int = Field(default=6, ge=1, le=65536)
     """Sequences of `model.context` tokens in one forward pass."""
@@ -114,9 +114,9 @@ class PretrainConfig(Config):
     """How the learning rate moves."""
     clip: float = Field(default=1.0, gt=0)
     """Largest global norm of the gradients; above it they are scaled down."""
-    evaluate_every: int = Field(default=300, ge=1)
+    evaluate_every: int = Field(default=400, ge=1)
     """Steps between evaluations on held-out pages."""
-    evaluate_tokens: int = Field(default=20_000, ge=1)
+    evaluate_tokens: int = Field(default=10_000, ge=1)
     """Tokens of held-out pages that an evaluation in between looks at; the last one takes all."""
     save_every_seconds: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
