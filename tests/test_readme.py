@@ -151,9 +151,12 @@ def tiny_settings() -> params.Params:
 
 
 def run(space: Workspace, command: str) -> subprocess.CompletedProcess[str]:
-    """The command in the workspace, with the virtual environment's programs first, as after `activate`."""
+    """The command in the workspace and by its code, with the environment's programs first, as after `activate`."""
     environment = child_environment(Path(os.devnull)) | {"COLUMNS": "200"}
-    done = subprocess.run(shlex.split(command), cwd=space.root, env=environment, capture_output=True, text=True)
+    program = shlex.split(command)
+    if program[0] == "groundup":
+        program[:1] = [sys.executable, "-m", "flows.cli"]
+    done = subprocess.run(program, cwd=space.root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done
 
