@@ -8,6 +8,7 @@ batches from a thread while the stage works; `sync` sends later what could not b
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -41,6 +42,7 @@ def client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow  # takes seconds, and is needed only where something is logged
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
