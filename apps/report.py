@@ -64,7 +64,12 @@ def render(space: Workspace, reports: Reports, verdict: Mapping[str, Any], state
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": views.number, "words": views.words, "duration": views.duration}
+    environment.filters |= {
+        "number": views.number,
+        "words": views.words,
+        "duration": views.duration,
+        "written": views.written,
+    }
     return environment.get_template(TEMPLATE).render(
         name=space.name,
         outcome=outcome(reports, verdict),
@@ -188,7 +193,7 @@ def comparison(reports: Reports) -> dict[str, Any]:
     for sample in samples:
         kind = sample.get("kind") or sample.get("task") or ""
         row = rows.setdefault((kind, sample["prompt"]), {"kind": kind, "prompt": sample["prompt"], "texts": {}})
-        row["texts"][sample["model"]] = sample["text"]
+        row["texts"][sample["model"]] = views.written(sample["text"])
         row["true"] = sample.get("true") or sample.get("right") or row.get("true")
     return {"models": models, "rows": list(rows.values())}
 

@@ -7,6 +7,7 @@ other as a table.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,11 @@ def number(value: Any) -> str:
 def words(name: str) -> str:
     """`bits_per_byte` as `bits per byte`."""
     return name.replace("_", " ")
+
+
+def written(text: str) -> str:
+    """A model's words as they are shown: without empty lines at the ends or in heaps; white space alone is named."""
+    return re.sub(r"\n\s*\n\s*", "\n\n", text.strip()) or "(nothing but white space)"
 
 
 def duration(seconds: float) -> str:

@@ -299,6 +299,19 @@ def test_numbers_for_people(value: object, text: str) -> None:
     assert views.number(value) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" a\n\n\n \n b ", "a\n\nb"),
+        (" \n\n", "(nothing but white space)"),
+        ("a\nb", "a\nb"),
+        ("", "(nothing but white space)"),
+    ],
+)
+def test_a_models_words_without_heaps_of_empty_lines(text: str, shown: str) -> None:
+    assert views.written(text) == shown
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.42, "0.4 s"), (61, "1 min 1 s"), (42, "42 s"), (7500, "2 h 5 min")])
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert views.duration(seconds) == text
