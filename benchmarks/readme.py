@@ -1,4 +1,8 @@
-"""The figures in README.md, made from benchmarks/results/: `python -m benchmarks.readme` writes, --check compares."""
+"""What README.md tells of a measured run, from benchmarks/results/main_job.json: what it printed, and the figures.
+
+`python -m benchmarks.readme` writes it between its markers, `--check` only compares. Before a run was measured the
+places between the markers are empty.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,29 @@ from typing import Any
 
 from benchmarks.measuring import RESULTS, ROOT
 
-START, END = "<!-- figures: made by python -m benchmarks.readme -->", "<!-- end of figures -->"
+MARK = "<!-- {}: made by python -m benchmarks.readme -->"
+END = "<!-- end of {} -->"
 
 
-def figures(results: Path = RESULTS) -> str:
-    """What the main job cost and reached when it was last measured, as Markdown; empty before that."""
+def measured(results: Path) -> dict[str, Any]:
+    """The parts of the main job that have been measured."""
     path = results / "main_job.json"
-    measured: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if "job" not in measured:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def printed(parts: dict[str, Any]) -> str:
+    """What `groundup run` printed at its end."""
+    if "job" not in parts:
         return ""
-    job = measured["job"]
+    return "\n".join(["", "A run ends like this:", "", "```text", *parts["job"]["printed"], "```", ""])
+
+
+def figures(parts: dict[str, Any]) -> str:
+    """What the main job cost and reached, as a table."""
+    if "job" not in parts:
+        return ""
+    job = parts["job"]
     place = job["where"]
     model = job["evaluate"]
     minutes, seconds = divmod(round(job["wall_s"]), 60)
@@ -34,10 +51,10 @@ def figures(results: Path = RESULTS) -> str:
         ("aligned, held-out problems, greedy", f"{model['aligned_greedy_accuracy']:.1%} right"),
         ("chat, true answer of four (chance 25%)", f"{model['chat_choice_accuracy']:.1%}"),
     ]
-    if "noop" in measured:
-        rows.append(("`groundup run` with nothing to do", f"{measured['noop']['median_s']:.1f} s"))
-    if "help" in measured:
-        rows.append(("`groundup --help`", f"{measured['help']['median_s']:.2f} s"))
+    if "noop" in parts:
+        rows.append(("`groundup run` with nothing to do", f"{parts['noop']['median_s']:.1f} s"))
+    if "help" in parts:
+        rows.append(("`groundup --help`", f"{parts['help']['median_s']:.2f} s"))
     load = f"load average {place['load_average'][0]} before and {job['load_average_after'][0]} after"
     heading = (
         f"Measured by `python -m benchmarks.main_job` on {place['device']} ({load}), commit {place['commit'][:10]}:"
@@ -45,19 +62,26 @@ def figures(results: Path = RESULTS) -> str:
     return "\n".join(["", heading, "", "| | |", "| --- | --- |", *(f"| {what} | {text} |" for what, text in rows), ""])
 
 
-def with_figures(text: str, results: Path = RESULTS) -> str:
-    """README text with the figures between their two markers."""
-    pattern = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"README.md lacks the markers {START} and {END}")
-    return pattern.sub(lambda _: f"{START}\n{figures(results)}{END}", text)
+PLACES = {"printed": printed, "figures": figures}
+
+
+def filled(text: str, parts: dict[str, Any]) -> str:
+    """README text with what was measured between the markers."""
+    for name, make in PLACES.items():
+        start, end = MARK.format(name), END.format(name)
+        pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md lacks the markers {start} and {end}")
+        between = make(parts)
+        text = pattern.sub(lambda _, new=f"{start}\n{between}{end}": new, text)
+    return text
 
 
 def main(arguments: list[str]) -> int:
     """Write or check README.md."""
     path = ROOT / "README.md"
     text = path.read_text()
-    wanted = with_figures(text)
+    wanted = filled(text, measured(RESULTS))
     if "--check" in arguments:
         if text == wanted:
             return 0
