@@ -22,13 +22,14 @@ class AlignConfig(Config):
     """Strength of the pull towards the chat model (inverse temperature of the implicit reward)."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Share of the votes assumed to be wrong; needed by the robust loss, optional in the sigmoid one."""
-    sft_weight: float = Field(default=0.0, ge=0.0, le=10.0)
-    """Weight of the chosen answers' own cross-entropy added to the loss."""
+    sft_weight: float = Field(default=1.0, ge=0.0, le=10.0)
+    """Weight of the chosen answers' own cross-entropy per token, added to the loss; without it DPO makes the preferred
+    answers less likely too."""
     steps: int = Field(default=200, ge=1)
     """Optimizer steps."""
-    batch_pairs: int = Field(default=32, ge=1)
+    batch_pairs: int = Field(default=16, ge=1)
     """Pairs per step."""
-    learning_rate: float = Field(default=2e-4, gt=0.0, le=1.0)
+    learning_rate: float = Field(default=5e-4, gt=0.0, le=1.0)
     """Peak learning rate (AdamW)."""
     weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
     """Weight decay of the matrices."""

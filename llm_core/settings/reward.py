@@ -16,7 +16,7 @@ class RewardConfig(Config):
     """Pairs it learns from: the votes (people's, else the simulated rater's), the corpus's preference data, or both."""
     steps: int = Field(default=150, ge=1)
     """Optimizer steps at most; the best step on held-out pairs is kept."""
-    batch_pairs: int = Field(default=64, ge=1)
+    batch_pairs: int = Field(default=16, ge=1)
     """Pairs per step."""
     learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
     """Peak learning rate (AdamW)."""

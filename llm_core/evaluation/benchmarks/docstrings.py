@@ -131,12 +131,13 @@ def _choices(asked: Sequence[_Asked], wanted: int, seed: int) -> Iterator[Choice
     random.Random(f"order:{seed}").shuffle(order)
     distinct = sorted({item.answer for item in asked}, key=lambda text: (len(text), text))
     for item in order[:wanted]:
-        place = distinct.index(item.answer)
-        near = distinct[max(0, place - NEAREST // 2) : place + NEAREST // 2 + 1]
-        others = [text for text in near if _normal(text) != _normal(item.answer)]
+        draw = random.Random(f"{seed}:{item.id}")
+        # the true answer's place among its neighbours in length is random, so that its length tells nothing
+        first = distinct.index(item.answer) - draw.randint(0, NEAREST)
+        first = max(0, min(first, len(distinct) - NEAREST - 1))
+        others = [t for t in distinct[first : first + NEAREST + 1] if _normal(t) != _normal(item.answer)]
         if len(others) < 3:
             continue
-        draw = random.Random(f"{seed}:{item.id}")
         choices = [item.answer, *draw.sample(others, 3)]
         draw.shuffle(choices)
         yield Choice(item.id, item.question, tuple(choices), choices.index(item.answer))

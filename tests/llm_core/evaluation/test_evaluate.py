@@ -93,7 +93,7 @@ def test_the_summary_repeats_what_the_rows_say(scores: tuple[Path, Report]) -> N
     models = summary["models"]
     expected = models["aligned"]["sampled_accuracy"] - models["chat"]["sampled_accuracy"]
     assert gain["value"] == pytest.approx(expected, abs=1e-6)
-    assert models["aligned"]["kl_from_chat"] > 0
+    assert math.isfinite(models["aligned"]["kl_from_chat"])  # an estimate: with few answers it may fall below 0
     assert "kl_from_chat" not in models["chat"]
     assert set(summary["baselines"]["greedy_accuracy"]) == {
         "constant", "copied_question", "copied_word", "shuffled aligned", "shuffled chat",
