@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,9 +32,10 @@ from llm_core.feedback.preferences import (
     in_order,
     prompt_text,
     read_votes,
+    too_few,
     training_pairs,
 )  # fmt: skip
-from llm_core.feedback.rollout import Answer, answer, divergence
+from llm_core.feedback.rollout import Answer, answer, divergence, without_dropout
 from llm_core.feedback.scorer import RewardModel, load_reward_model
 from llm_core.model.checkpoint import load_model, load_tokenizer, save_model
 from llm_core.model.transformer import Transformer
@@ -55,15 +55,19 @@ START_TOLERANCE = 1e-3  # nats: batches are padded differently when the referenc
 
 
 def run(config: AlignConfig, *, chat: Path, reward: Path, votes: Path, out: Path, scratch: Path, emit: Emit) -> Report:
-    """Tune, then compare with chat on prompts that were held out. Raises `BadInput` if there are too few pairs."""
+    """Tune, then compare with chat on prompts that were held out. With too few pairs it stays chat."""
     machine = prepare(config.threads, config.device)
     reference, tokenizer, rows = load_model(chat).to(machine.device), load_tokenizer(chat), read_votes(votes)
     context = reference.config.context
-    train, held_out = training_pairs(rows, config.pool, "align", config.batch_pairs)
+    train, held_out = training_pairs(rows, config.pool, "align")
     pairs, judged = encode_pairs(train, tokenizer, context), encode_pairs(held_out, tokenizer, context)
     raters = sorted({vote.rater for vote in rows if vote.rater in POOLS[config.pool]})
     emit(Note(f"{len(pairs)} pairs to train on, {len(judged)} held out, by: {', '.join(raters)}"))
-    policy, fitted = _tune(config, reference, pairs, judged, scratch, emit)
+    policy, fitted = reference, Fit()
+    if reason := too_few(pairs, judged, config.batch_pairs):
+        emit(Note(f"{reason}: aligned is chat, unchanged"))
+    else:
+        policy, fitted = _tune(config, reference, pairs, judged, scratch, emit)
     scorer = load_reward_model(reward).to(machine.device)
     metrics, samples = _compare(config, policy, reference, scorer, tokenizer, rows)
     emit(Metric(fitted.steps, {f"validation/{name}": value for name, value in metrics.items()}))
@@ -86,8 +90,7 @@ def _tune(
     """The tuned model, with the reference's own config, and how the training went."""
     known, known_judged = _reference(reference, pairs, config), _reference(reference, judged, config)
     order, device = epochs(len(pairs), config.batch_pairs, config.seed), reference.head_weight.device
-    policy = Transformer(replace(reference.config, dropout=0.0)).to(device)
-    policy.load_state_dict(reference.state_dict())
+    policy = without_dropout(reference)
     objective = _objective(config, known)
 
     def batch(step: int) -> PairBatch:
@@ -200,7 +203,9 @@ def _compare(
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Sampled answers before and after on held-out prompts: reward, share right where it can be checked, KL."""
     prompts = _held_out_prompts(votes, config, tokenizer, policy.config.context)
-    metrics: dict[str, float] = {"compared_prompts": len(prompts)}
+    metrics: dict[str, float] = {"compared_prompts": len(prompts), "kl_from_chat": 0.0}
+    if not prompts:
+        return metrics, []
     samples: list[dict[str, str]] = []
     drawn: dict[str, list[Answer]] = {}
     for name, model in (("chat", reference), ("aligned", policy)):

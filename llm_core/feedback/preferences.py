@@ -137,14 +137,27 @@ def clear_pairs(votes: Iterable[Vote], pool: Pool, split: str) -> list[Pair]:
     return [pair for pair in pairs if pair.chosen != pair.rejected]
 
 
-def training_pairs(votes: Sequence[Vote], pool: Pool, section: str, least: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) pairs. Raises `BadInput` if there are fewer than `least` to train on, or none held out."""
-    train, held_out = clear_pairs(votes, pool, "train"), clear_pairs(votes, pool, "validation")
-    if len(train) < least:
-        raise BadInput(f"{section}.pool = {pool!r}: {len(train)} clear pairs to train on, at least {least} are needed")
-    if not held_out:
-        raise BadInput(f"{section}.pool = {pool!r}: no clear pair is held out to judge the result")
-    return train, held_out
+def training_pairs(votes: Sequence[Vote], pool: Pool, section: str) -> tuple[list[Pair], list[Pair]]:
+    """(training, held-out) clear pairs of the pool. Raises `BadInput` if the pool has no vote at all."""
+    if not any(vote.rater in POOLS[pool] for vote in votes):
+        raise BadInput(
+            f"{section}.pool = {pool!r}: there is no vote of this kind, only of {_raters(votes) or 'nobody'}"
+        )
+    return clear_pairs(votes, pool, "train"), clear_pairs(votes, pool, "validation")
+
+
+def _raters(votes: Sequence[Vote]) -> str:
+    return ", ".join(sorted({vote.rater for vote in votes}))
+
+
+def too_few(train: Sequence[object], held_out: Sequence[object], least: int) -> str:
+    """Why nothing can be learned from so few pairs, as a sentence; empty if there are enough.
+
+    It is no error of the user's: a model that is always wrong, or always right, gives no clear votes.
+    """
+    if len(train) >= least and held_out:
+        return ""
+    return f"too few clear votes: {len(train)} to train on ({least} are needed), {len(held_out)} held out (1 is needed)"
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, context: int) -> list[EncodedPair]:

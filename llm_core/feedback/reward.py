@@ -24,12 +24,14 @@ from llm_core.feedback.preferences import (
     epochs,
     in_order,
     read_votes,
+    too_few,
     training_pairs,
 )  # fmt: skip
+from llm_core.feedback.rollout import without_dropout
 from llm_core.feedback.scorer import RewardModel, save_reward_model
 from llm_core.model.checkpoint import load_model, load_tokenizer
 from llm_core.settings.reward import RewardConfig
-from llm_core.train.loop import LoopOptions, Loss, fit
+from llm_core.train.loop import Fit, LoopOptions, Loss, fit
 from llm_core.train.machine import prepare
 from llm_core.train.optim import OptimizerOptions, make_optimizer
 from llm_core.train.schedule import cosine
@@ -37,25 +39,52 @@ from llm_core.train.schedule import cosine
 NORMALISED_ON = 2000  # answers: enough to know mean and deviation to 2%
 CARD = """# Reward model
 
-Scores an answer to a dialogue; trained on {pairs} preferences of: {raters}. Held-out accuracy {accuracy:.1%}.
+Scores an answer to a dialogue; trained on {pairs} preferences of: {raters}. {accuracy}
 The score of the chat model's answers has mean 0 and deviation 1. Head: `head.safetensors`.
 """
 
 
 def run(config: RewardConfig, *, chat: Path, votes: Path, out: Path, scratch: Path, emit: Emit) -> Report:
-    """Train on clear pairs, keep the best step on held-out ones, normalise. Raises `BadInput` if there are too few."""
+    """Train on clear pairs, keep the best step on held-out ones, normalise. With too few it stays random."""
     machine = prepare(config.threads, config.device)
     tokenizer, rows = load_tokenizer(chat), read_votes(votes)
-    model = RewardModel(load_model(chat), config.seed).to(machine.device)
+    model = RewardModel(without_dropout(load_model(chat)), config.seed).to(machine.device)
     context = model.backbone.config.context
-    train, held_out = training_pairs(rows, config.pool, "reward", config.batch_pairs)
+    train, held_out = training_pairs(rows, config.pool, "reward")
     pairs, judged = encode_pairs(train, tokenizer, context), encode_pairs(held_out, tokenizer, context)
     raters = sorted({vote.rater for vote in rows if vote.rater in POOLS[config.pool]})
     emit(Note(f"{len(pairs)} pairs to train on, {len(judged)} held out, by: {', '.join(raters)}"))
-    order = epochs(len(pairs), config.batch_pairs, config.seed)
-    fitted = fit(
+    metrics: dict[str, float] = {"pairs": len(pairs), "held_out_pairs": len(judged)}
+    metrics["too_long_pairs"] = len(train) + len(held_out) - len(pairs) - len(judged)
+    if reason := too_few(pairs, judged, config.batch_pairs):
+        emit(Note(f"{reason}: the reward model stays untrained"))
+        metrics["steps"] = 0
+    else:
+        fitted = _train(config, model, pairs, judged, scratch, emit)
+        metrics |= {name.removeprefix("validation/"): value for name, value in fitted.best.items()}
+        metrics |= {"steps": fitted.steps, "length_accuracy": length_accuracy(train, held_out)}
+        metrics["words_accuracy"] = words_accuracy(train, held_out)
+    before = model.normalise(_answers(rows, config.pool, tokenizer, context))
+    metrics["score_mean_before"], metrics["score_deviation_before"] = before
+    with new_product(out, "reward", {**metrics, "raters": raters, "pool": config.pool}) as folder:
+        accuracy = f"Held-out accuracy {metrics['accuracy']:.1%}." if "accuracy" in metrics else "Untrained."
+        card = CARD.format(pairs=len(pairs), raters=", ".join(raters), accuracy=accuracy)
+        save_reward_model(model, folder, tokenizer, card)
+    return Report(metrics, {"accuracy on held-out pairs": _table(metrics)} if "accuracy" in metrics else {})
+
+
+def _train(
+    config: RewardConfig,
+    model: RewardModel,
+    pairs: Sequence[EncodedPair],
+    judged: Sequence[EncodedPair],
+    scratch: Path,
+    emit: Emit,
+) -> Fit:
+    order, device = epochs(len(pairs), config.batch_pairs, config.seed), model.weight.device
+    return fit(
         model,
-        batch=lambda step: collate(pairs, order(step)).to(machine.device),
+        batch=lambda step: collate(pairs, order(step)).to(device),
         objective=_objective(config.centre),
         optimizer=make_optimizer(
             model, OptimizerOptions(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
@@ -72,20 +101,6 @@ def run(config: RewardConfig, *, chat: Path, votes: Path, out: Path, scratch: Pa
         emit=emit,
         evaluate=lambda trained: _judge(trained, judged, config),
     )
-    mean, deviation = model.normalise(_answers(rows, config.pool, tokenizer, context))
-    metrics = {name.split("/")[-1]: value for name, value in fitted.best.items()} | {
-        "pairs": len(pairs),
-        "held_out_pairs": len(judged),
-        "too_long_pairs": len(train) + len(held_out) - len(pairs) - len(judged),
-        "length_accuracy": length_accuracy(train, held_out),
-        "words_accuracy": words_accuracy(train, held_out),
-        "score_mean_before": mean,
-        "score_deviation_before": deviation,
-    }
-    with new_product(out, "reward", {**metrics, "raters": raters, "pool": config.pool}) as folder:
-        card = CARD.format(pairs=len(pairs), raters=", ".join(raters), accuracy=metrics["accuracy"])
-        save_reward_model(model, folder, tokenizer, card)
-    return Report(metrics, {"accuracy on held-out pairs": _table(metrics)})
 
 
 def _objective(centre: float) -> Callable[[RewardModel, PairBatch], Loss]:

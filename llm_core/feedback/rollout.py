@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,6 +67,13 @@ def answer(
         if told is not None:
             told(len(answers))
     return answers
+
+
+def without_dropout(model: Transformer) -> Transformer:
+    """A copy that drops nothing in training: preference learning compares two answers under the same network."""
+    copy = Transformer(replace(model.config, dropout=0.0)).to(model.head_weight.device)
+    copy.load_state_dict(model.state_dict())
+    return copy
 
 
 @torch.no_grad()

@@ -213,11 +213,31 @@ def test_a_policy_that_is_not_the_reference_is_stopped(aligner: Aligner, monkeyp
         aligner("wrong")
 
 
-def test_too_few_pairs_are_said_in_a_sentence(aligner: Aligner) -> None:
-    with pytest.raises(BadInput, match=r"align\.pool = 'dataset': 0 clear pairs"):
+def test_a_pool_without_votes_is_the_users_error(aligner: Aligner) -> None:
+    with pytest.raises(BadInput, match=r"align\.pool = 'dataset': there is no vote of this kind, only of simulated"):
         aligner("none", pool="dataset")
-    with pytest.raises(BadInput, match="at least 5000 are needed"):
-        aligner("few", batch_pairs=5000)
+
+
+def test_too_few_clear_votes_leave_chat_as_it_is(aligner: Aligner, small_world: Any, tmp_path: Path) -> None:
+    notes: list[str] = []
+    report = aligner("few", lambda event: notes.append(getattr(event, "text", "")), batch_pairs=5000)
+    assert any("too few clear votes" in note and "aligned is chat" in note for note in notes)
+    assert report.metrics["steps"] == 0
+    assert report.metrics["kl_from_chat"] == 0.0
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "few", small_world.chat)]
+    assert weights[0] == weights[1]
+
+
+def test_too_few_clear_votes_leave_the_reward_untrained(
+    small_world: Any, simulated: tuple[Path, Report], tmp_path: Path
+) -> None:
+    report = reward.run(
+        RewardConfig.model_validate(REWARD | {"batch_pairs": 5000}), chat=small_world.chat, votes=simulated[0],
+        out=tmp_path / "reward", scratch=fresh(tmp_path / "s"), emit=quiet,
+    )  # fmt: skip
+    assert report.metrics["steps"] == 0
+    assert "accuracy" not in report.metrics
+    assert "Untrained" in (tmp_path / "reward" / "README.md").read_text()
 
 
 def test_batches(simulated: tuple[Path, Report], small_world: Any) -> None:
