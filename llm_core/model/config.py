@@ -56,6 +56,8 @@ class ModelConfig:
     """Added to the variance in norms. 0: 1e-5, or 1e-6 for qwen3."""
     initial_std: float = 0.02
     """Standard deviation of the initial weights; residual outputs are scaled as the architecture says."""
+    embedding_std: float = 0.0
+    """The same of the token embedding. 0: 0.2 in the rotary architectures with a head of its own, else initial_std."""
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):
@@ -74,6 +76,7 @@ class ModelConfig:
             "hidden": self.hidden or (4 * self.width if classic else -(-8 * self.width // 96) * 32),
             "tied": self.architecture == "gpt2" if self.tied is None else self.tied,
             "attention_bias": classic if self.attention_bias is None else self.attention_bias,
+            "embedding_std": self.embedding_std or (self.initial_std if classic or self.tied else 0.2),
             "norm_eps": self.norm_eps or (1e-6 if self.architecture == "qwen3" else 1e-5),
         }
         for name, value in derived.items():

@@ -52,7 +52,7 @@ def to_config(config: ModelConfig, end_id: int | None) -> dict[str, Any]:
         "hidden_size": config.width, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads, "head_dim": config.head_size, "intermediate_size": config.hidden,
         "max_position_embeddings": config.context, "attention_bias": config.attention_bias,
-        "initializer_range": config.initial_std,
+        "initializer_range": config.initial_std, "embedding_initializer_range": config.embedding_std,
     }  # fmt: skip
     if config.architecture == "seed":
         return shared | {"layer_norm_eps": config.norm_eps, "dropout": config.dropout}
@@ -83,6 +83,7 @@ def from_config(found: dict[str, Any]) -> ModelConfig:
         head_size=found.get("head_dim"), hidden=found["intermediate_size"], context=found["max_position_embeddings"],
         attention_bias=found.get("attention_bias", False), tied=found.get("tie_word_embeddings", False),
         rope_base=rope.get("rope_theta") or found.get("rope_theta"), initial_std=found.get("initializer_range"),
+        embedding_std=found.get("embedding_initializer_range"),
         norm_eps=found.get("layer_norm_eps" if architecture == "seed" else "rms_norm_eps"),
         dropout=found.get("dropout" if architecture == "seed" else "residual_dropout", 0.0),
     )  # fmt: skip

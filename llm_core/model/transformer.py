@@ -293,7 +293,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw fresh weights. Matrices N(0, initial_std), biases 0, norms 1.
+        """Draw fresh weights. Matrices N(0, initial_std), the embedding N(0, embedding_std), biases 0, norms 1.
 
         gpt2 divides the residual outputs by sqrt(2 layers); the rotary architectures start them at zero, so that
         every block is the identity at first (as modded-nanogpt and nanochat do).
@@ -302,6 +302,8 @@ class Transformer(nn.Module):
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             if parameter.dim() < 2:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif "embed_tokens" in name:
+                parameter.normal_(0.0, self.config.embedding_std)
             elif residual and self.config.rotary:
                 parameter.zero_()
             else:

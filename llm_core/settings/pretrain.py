@@ -37,6 +37,9 @@ class ModelSettings(Config):
     """Base of the rotary angles, above 1. Empty: 10000."""
     initial_std: float | None = Field(default=None, gt=0, le=1)
     """Standard deviation of the initial weights, above 0 up to 1. Empty: 0.02."""
+    embedding_std: float | None = Field(default=None, gt=0, le=10)
+    """The same of the token embedding, above 0 up to 10. Empty: 0.2 in llama and qwen3 with a head of its own, else
+    `initial_std`."""
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:
@@ -55,9 +58,9 @@ class OptimizerSettings(Config):
     """`muon`: Muon on the blocks' matrices and AdamW on the rest; `adamw`: AdamW on everything."""
     learning_rate: float = Field(default=0.006, gt=0, le=1)
     """AdamW's base learning rate, above 0 up to 1."""
-    embedding_learning_rate: float | None = Field(default=0.03, gt=0, le=1)
+    embedding_learning_rate: float | None = Field(default=0.1, gt=0, le=1)
     """AdamW's base learning rate of the token embedding, above 0 up to 1. Empty: `learning_rate`."""
-    matrix_learning_rate: float = Field(default=0.02, gt=0, le=1)
+    matrix_learning_rate: float = Field(default=0.016, gt=0, le=1)
     """Muon's base learning rate, above 0 up to 1."""
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     """Decoupled weight decay of AdamW, on matrices only, 0 to 10."""

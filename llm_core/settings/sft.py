@@ -29,8 +29,10 @@ class SftConfig(Config):
     """Forward passes that make one step: its dialogues are cut into so many groups by length, to save padding."""
     problem_share: float | None = Field(default=0.75, ge=0, le=1)
     """Share of problems among the dialogues of a step, 0 to 1. Empty: as they stand in the data."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """What turns gradients into steps."""
+    optimizer: OptimizerSettings = OptimizerSettings(
+        learning_rate=0.002, embedding_learning_rate=0.01, matrix_learning_rate=0.01
+    )
+    """What turns gradients into steps. Given in part, the rest takes the defaults of pretrain."""
     schedule: ScheduleSettings = ScheduleSettings()
     """How the learning rate moves."""
     clip: float = Field(default=1.0, gt=0)
