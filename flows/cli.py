@@ -122,7 +122,7 @@ def sync() -> None:
     from flows import running
 
     sent = running.sync(_project())
-    typer.echo(f"sent {len(sent)} runs" if sent else "nothing was waiting")
+    typer.echo(f"sent {len(sent)} run{'s' if len(sent) != 1 else ''}" if sent else "nothing was waiting")
 
 
 @app.command()

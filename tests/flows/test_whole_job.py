@@ -20,7 +20,7 @@ import yaml
 
 from llm_core import artifacts
 from llm_core.pipeline import PIPELINE, VERBS
-from tasks import tracking
+from tasks import experiments, tracking
 from tasks.runner import child_environment
 from tasks.workspace import Workspace
 
@@ -84,15 +84,47 @@ def test_every_stage_is_an_mlflow_run_with_its_inputs_and_outputs(
     assert len(losses) > 5
 
 
+def ask_prefect(path: str, flow_run: str) -> list[dict[str, Any]]:
+    query = json.dumps({"flow_runs": {"id": {"any_": [flow_run]}}}).encode()
+    url = f"{os.environ['PREFECT_API_URL']}/{path}/filter"
+    request = urllib.request.Request(url, query, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        found: list[dict[str, Any]] = json.load(response)
+    return found
+
+
 def test_prefect_shows_what_became_of_each_stage(first_run: dict[str, Any]) -> None:
     flow_run = first_run["links"]["Prefect run"].rpartition("/")[2]
-    query = json.dumps({"flow_runs": {"id": {"any_": [flow_run]}}}).encode()
-    request = urllib.request.Request(
-        f"{os.environ['PREFECT_API_URL']}/task_runs/filter", query, {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        states = {task["name"].rpartition("-")[0]: task["state"]["name"] for task in json.load(response)}
+    states = {task["name"].rpartition("-")[0]: task["state"]["name"] for task in ask_prefect("task_runs", flow_run)}
     assert {verb: states[verb] for verb in VERBS} == dict.fromkeys(VERBS, "Ran")
+    keys = {artifact["key"] for artifact in ask_prefect("artifacts", flow_run)}
+    assert {"summary", "progress-pretrain", "progress-align"} <= keys
+
+
+def test_a_dead_tracker_fails_nothing_and_is_told_later(
+    workspace: Workspace, first_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert groundup(workspace, "tokenize", "--force", "tokenize")["states"]["tokenize"] == "ran"
+    assert len(list((workspace.root / ".groundup" / "outbox").iterdir())) == 1
+    monkeypatch.undo()
+    assert "sent 1 run" in command(workspace, sys.executable, "-m", "flows.cli", "sync").stdout
+
+
+def test_a_disk_that_is_full_leaves_no_half_product(workspace: Workspace, first_run: dict[str, Any]) -> None:
+    """A limit on the size of files stands in for the full disk: every write beyond it fails."""
+    root = workspace.root / "runs" / "full"
+    experiments.create(workspace.root, "full", {})
+    command(Workspace.at(root), "dvc", "checkout", "data/corpus")
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); " + (
+        "sys.argv = ['run', 'tokenize']; runpy.run_module('tasks.run', run_name='__main__')"
+    )
+    done = command(Workspace.at(root), sys.executable, "-c", limited, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr
+    assert not (root / "data" / "shards").exists()
+    assert command(Workspace.at(root), sys.executable, "-m", "tasks.run", "tokenize").returncode == 0
+    assert artifacts.digest(root / "data" / "shards") == artifacts.digest(workspace.product("shards"))
 
 
 def test_afterwards_dvc_has_nothing_to_do(workspace: Workspace, first_run: dict[str, Any]) -> None:
