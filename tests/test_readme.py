@@ -135,8 +135,12 @@ def built(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Wor
     """A tiny workspace whose gate asks for nothing, so that there are a champion and a previous one."""
     gate = {"promote": {"min_accuracy": 0.0, "min_ended": 0.0}}
     text = params.dump(params.overlay(tiny_settings(), gate))
-    cache = workspace.root / ".dvc" / "cache"  # whoever ran the job at this size before has filled it
-    space = experiments.make_workspace(ROOT, tmp_path_factory.mktemp("readme"), text, cache=cache)
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / ".dvc").mkdir()
+    cache = folder / ".dvc" / "cache"
+    cache.symlink_to(workspace.root / ".dvc" / "cache")  # whoever ran the job at this size before has filled it
+    cache.resolve().mkdir(parents=True, exist_ok=True)
+    space = experiments.make_workspace(ROOT, folder, text, cache=cache)
     done = run(space, "groundup run --json")
     assert json.loads(done.stdout)["promotion"]["champion"].startswith("version"), done.stdout
     registry = Registry(str(tracking.tracking_uri(space.root)))
