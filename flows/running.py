@@ -128,10 +128,11 @@ def generate(
 
         folder = Registry(_uri(project)).model_folder(model, project / ".groundup" / "registry")
     from llm_core.data import dialogue
-    from llm_core.model.checkpoint import load_model, load_tokenizer
+    from llm_core.data.bpe import Tokenizer
+    from llm_core.model.checkpoint import load_model
     from llm_core.model.sampling import generate as sample
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = Tokenizer.load(folder)
     stop = dialogue.stop_ids(tokenizer)
     if continue_text:
         ids = tokenizer.encode(prompt)

@@ -28,6 +28,8 @@ def _on_sigterm(*_: object) -> None:
 if __name__ == "__main__":  # before the heavy imports, which take seconds in which the parent may already be gone
     signal.signal(signal.SIGTERM, _on_sigterm)
     die_with_parent()
+    # Torch's threads spin while they wait; on a machine with other work that costs up to ten times the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from llm_core import artifacts
 from llm_core.contract import BadInput, Event, Metric, Note, Progress, Resumed, Stop

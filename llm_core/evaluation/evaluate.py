@@ -27,7 +27,7 @@ from llm_core.evaluation.rows import Row, select, write_rows
 from llm_core.evaluation.showing import answer_questions, continue_pages
 from llm_core.feedback.rollout import Answer, divergence
 from llm_core.feedback.scorer import RewardModel, load_reward_model
-from llm_core.model.checkpoint import load_model, load_tokenizer
+from llm_core.model.checkpoint import load_model
 from llm_core.model.transformer import Transformer
 from llm_core.settings.evaluate import EvaluateConfig
 from llm_core.train.machine import prepare
@@ -81,7 +81,7 @@ def run(
     emit(Note("{} problems, {} multiple-choice questions, {} cloze items".format(*sizes)))
     folders = {"base": base, "chat": chat, "aligned": aligned}
     models = {name: load_model(folder).to(device) for name, folder in folders.items()}
-    tokenizer = load_tokenizer(chat)
+    tokenizer = Tokenizer.load(chat)
     measured = {}
     for done, (name, model) in enumerate(models.items()):
         measured[name] = _measure(name, model, tokenizer, asked, config, _teller(emit, done, len(models), name))

@@ -37,7 +37,7 @@ from llm_core.feedback.preferences import (
 )  # fmt: skip
 from llm_core.feedback.rollout import Answer, answer, divergence, without_dropout
 from llm_core.feedback.scorer import RewardModel, load_reward_model
-from llm_core.model.checkpoint import load_model, load_tokenizer, save_model
+from llm_core.model.checkpoint import load_model, save_model
 from llm_core.model.transformer import Transformer
 from llm_core.settings.align import AlignConfig
 from llm_core.train.loop import Fit, LoopOptions, Loss, fit
@@ -57,7 +57,7 @@ START_TOLERANCE = 1e-3  # nats: batches are padded differently when the referenc
 def run(config: AlignConfig, *, chat: Path, reward: Path, votes: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Tune, then compare with chat on prompts that were held out. With too few pairs it stays chat."""
     machine = prepare(config.threads, config.device)
-    reference, tokenizer, rows = load_model(chat).to(machine.device), load_tokenizer(chat), read_votes(votes)
+    reference, tokenizer, rows = load_model(chat).to(machine.device), Tokenizer.load(chat), read_votes(votes)
     context = reference.config.context
     train, held_out = training_pairs(rows, config.pool, "align")
     pairs, judged = encode_pairs(train, tokenizer, context), encode_pairs(held_out, tokenizer, context)

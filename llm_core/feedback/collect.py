@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 
 from llm_core.artifacts import new_product
 from llm_core.contract import BadInput, Emit, Note, Progress, Report
+from llm_core.data.bpe import Tokenizer
 from llm_core.data.dialogue import encode_prompt
 from llm_core.data.sources.problems import is_right
 from llm_core.feedback.preferences import Messages, Vote, prompt_text, split_of, text_id, write_votes
 from llm_core.feedback.raters import CLEAR, PersonVote, agreement, clear, read_people, simulated_preference
 from llm_core.feedback.rollout import Answer, answer
-from llm_core.model.checkpoint import load_model, load_tokenizer
+from llm_core.model.checkpoint import load_model
 from llm_core.settings.collect import CollectConfig
 from llm_core.train.machine import prepare
 
@@ -78,7 +79,7 @@ def _simulate(
     config: CollectConfig, chat: Path, corpus: Path, figures: dict[str, float], emit: Emit
 ) -> tuple[list[Vote], list[dict[str, str]]]:
     prepare(config.threads, config.device)
-    model, tokenizer = load_model(chat), load_tokenizer(chat)
+    model, tokenizer = load_model(chat), Tokenizer.load(chat)
     problems = _problems(corpus)
     fitting = [p for p in problems if len(encode_prompt(_prompt(p), tokenizer)) < model.config.context]
     figures["prompts_too_long"] = len(problems) - len(fitting)

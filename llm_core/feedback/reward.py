@@ -29,7 +29,7 @@ from llm_core.feedback.preferences import (
 )  # fmt: skip
 from llm_core.feedback.rollout import without_dropout
 from llm_core.feedback.scorer import RewardModel, save_reward_model
-from llm_core.model.checkpoint import load_model, load_tokenizer
+from llm_core.model.checkpoint import load_model
 from llm_core.settings.reward import RewardConfig
 from llm_core.train.loop import Fit, LoopOptions, Loss, fit
 from llm_core.train.machine import prepare
@@ -47,7 +47,7 @@ The score of the chat model's answers has mean 0 and deviation 1. Head: `head.sa
 def run(config: RewardConfig, *, chat: Path, votes: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Train on clear pairs, keep the best step on held-out ones, normalise. With too few it stays random."""
     machine = prepare(config.threads, config.device)
-    tokenizer, rows = load_tokenizer(chat), read_votes(votes)
+    tokenizer, rows = Tokenizer.load(chat), read_votes(votes)
     model = RewardModel(without_dropout(load_model(chat)), config.seed).to(machine.device)
     context = model.backbone.config.context
     train, held_out = training_pairs(rows, config.pool, "reward")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -15,14 +16,24 @@ from torch import Tensor
 
 from llm_core.artifacts import dump_json
 from llm_core.contract import BadInput
-from llm_core.data.bpe import Tokenizer
 from llm_core.model import huggingface
 from llm_core.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 
 
-def save_model(model: Transformer, folder: Path, tokenizer: Tokenizer | None = None, card: str = "") -> None:
+class SavedTokenizer(Protocol):
+    """What a checkpoint needs of a tokenizer: its files beside the weights, and the id that ends a text."""
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token that ends a text."""
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into `folder`."""
+
+
+def save_model(model: Transformer, folder: Path, tokenizer: SavedTokenizer | None = None, card: str = "") -> None:
     """Write the model (fp32), its tokenizer and its card (README.md, Markdown) into `folder`, which must exist."""
     config = model.config
     end_id = None if tokenizer is None else tokenizer.end_id
@@ -59,11 +70,6 @@ def load_model(folder: Path) -> Transformer:
             raise BadInput(f"{folder / WEIGHTS}: tensor {name!r} is {shapes}")
     model.load_state_dict({name: state[name].float() for name in wanted})
     return model.eval()
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved beside a model."""
-    return Tokenizer.load(folder)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

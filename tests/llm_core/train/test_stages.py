@@ -10,8 +10,9 @@ import pytest
 from llm_core.artifacts import digest, new_product, read_manifest
 from llm_core.contract import BadInput, Event, Metric, Progress, Report, Resumed, Stop
 from llm_core.data import bpe, dialogue
+from llm_core.data.bpe import Tokenizer
 from llm_core.data.shards import KINDS, ShardWriter
-from llm_core.model.checkpoint import load_model, load_tokenizer
+from llm_core.model.checkpoint import load_model
 from llm_core.settings.pretrain import PretrainConfig
 from llm_core.settings.sft import SftConfig
 from llm_core.train import pretrain, sft
@@ -104,7 +105,7 @@ def test_pretrain_learns_and_tells(shards: Path, tmp_path: Path) -> None:
 def test_bits_per_byte_counts_every_byte(shards: Path, base: Path) -> None:
     figures = read_manifest(base, "base")["facts"]["figures"]
     texts = pages(4, 2)
-    tokens = sum(len(load_tokenizer(base).encode(text)) + 1 for text in texts)
+    tokens = sum(len(Tokenizer.load(base).encode(text)) + 1 for text in texts)
     assert figures["validation_tokens"] == tokens
     expected = figures["loss"] * tokens / 0.6931471805599453 / sum(len(text.encode()) for text in texts)
     assert figures["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
