@@ -53,6 +53,7 @@ def run(
         f"{seconds:.1f} s in all: {summary.stage_seconds:.1f} s in stages, "
         f"{seconds - summary.stage_seconds:.1f} s around them; largest process {summary.peak_rss_mb:,.0f} MB"
     )
+    print("  ".join(f"{name} {value:.3f}" for name, value in summary.results.items()))
     print(f"gate: {summary.promotion.reason}")
     print(f"champion: {summary.promotion.champion or 'none'}")
     for label, link in summary.links.items():

@@ -15,11 +15,23 @@ from tasks.promote import Promotion
 from tasks.session import Session
 
 
+RESULTS = (
+    ("pretrain", "bits_per_byte"),
+    ("evaluate", "chat_greedy_accuracy"),
+    ("evaluate", "chat_sampled_accuracy"),
+    ("evaluate", "aligned_greedy_accuracy"),
+    ("evaluate", "aligned_sampled_accuracy"),
+    ("evaluate", "chat_choice_accuracy"),
+)
+"""Figures that are printed at the end of a run: stage and name."""
+
+
 @dataclass(frozen=True)
 class Summary:
-    """Stage outcomes, the gate's word, and where to look."""
+    """Stage outcomes, what the models reached, the gate's word, and where to look."""
 
     states: Mapping[str, str]
+    results: Mapping[str, float]
     stage_seconds: float
     peak_rss_mb: float
     promotion: Promotion
@@ -41,6 +53,11 @@ def tell(session: Session, promotion: Promotion, page: Path) -> Summary:
     ran = [verb for verb, outcome in session.outcomes.items() if outcome.state == "ran"]
     summary = Summary(
         states={verb: outcome.state for verb, outcome in session.outcomes.items()},
+        results={
+            name: reports[verb]["metrics"][name]
+            for verb, name in RESULTS
+            if name in reports.get(verb, {}).get("metrics", {})
+        },
         stage_seconds=sum(reports[verb]["run"]["seconds"] for verb in ran),
         peak_rss_mb=max([reports[verb]["run"]["peak_rss_mb"] for verb in ran], default=0.0),
         promotion=promotion,
