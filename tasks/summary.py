@@ -14,7 +14,6 @@ from tasks import tracking
 from tasks.promote import Promotion
 from tasks.session import Session
 
-
 RESULTS = (
     ("pretrain", "bits_per_byte"),
     ("evaluate", "chat_greedy_accuracy"),
