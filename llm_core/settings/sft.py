@@ -25,12 +25,12 @@ class SftConfig(Config):
     """Optimizer steps."""
     batch_dialogues: int = Field(default=64, ge=1, le=65536)
     """Dialogues in one step."""
-    length_buckets: int = Field(default=2, ge=1, le=64)
+    length_buckets: int = Field(default=4, ge=1, le=64)
     """Forward passes that make one step: its dialogues are cut into so many groups by length, to save padding."""
-    problem_share: float | None = Field(default=0.75, ge=0, le=1)
+    problem_share: float | None = Field(default=0.85, ge=0, le=1)
     """Share of problems among the dialogues of a step, 0 to 1. Empty: as they stand in the data."""
     optimizer: OptimizerSettings = OptimizerSettings(
-        learning_rate=0.002, embedding_learning_rate=0.01, matrix_learning_rate=0.01
+        learning_rate=0.003, embedding_learning_rate=0.03, matrix_learning_rate=0.02
     )
     """What turns gradients into steps. Given in part, the rest takes the defaults of pretrain."""
     schedule: ScheduleSettings = ScheduleSettings()
