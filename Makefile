@@ -31,6 +31,8 @@ check: install
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m tasks.dvcfile --check
 	@$(BIN)/python -m tasks.readme --check
+	@$(BIN)/python -m benchmarks.readme --check
+	@$(BIN)/python docs/draw_pipeline.py --check
 
 up: install
 	@$(BIN)/groundup up

@@ -155,28 +155,22 @@ def key_figures(reports: Reports) -> list[Figure]:
 
 
 def funnel(reports: Reports) -> list[tuple[str, tuple[views.Bar, ...]]]:
-    """From what was fetched to what is kept, for each kind of text, with what was dropped by source and reason.
-
-    Reasons that do not say which kind they are about belong to the documents if no conversation is missing, and
-    stand apart otherwise.
-    """
+    """From what was fetched to what is kept, for each kind of text, with what was dropped by source and reason."""
     fetched, kept = (reports.get(verb, {}).get("metrics", {}) for verb in ("acquire", "clean"))
-    lost = any(fetched.get(what, 0) > kept.get(what, 0) for what in CORPUS[1:])
-    dropped: dict[str | None, list[tuple[str, float]]] = {}
+    dropped: dict[str, list[tuple[str, float]]] = {}
     for row in reports.get("clean", {}).get("tables", {}).get("reasons", []):
         label = f"dropped: {row['reason']} ({row['source']})"
-        dropped.setdefault(row.get("what", None if lost else "documents"), []).append((label, row["dropped"]))
+        dropped.setdefault(row["what"], []).append((label, row["dropped"]))
     found = []
     for what in CORPUS:
         count = fetched.get(what, 0) + (fetched.get("pages", 0) if what == "documents" else 0)
         if not count:
             continue
-        reasons = dropped.pop(what, [])
+        reasons = dropped.get(what, [])
         name = "pages and documents" if what == "documents" else what
         end = [(f"{what} kept", kept[what])] if what in kept else []
         tones = ["", *["drop"] * len(reasons), *["kept"] * len(end)]
         found.append((name, views.bars([(f"{name} fetched", count), *reasons, *end], tones)))
-    found += [("dropped, of all kinds", views.bars(rest, ["drop"] * len(rest))) for rest in dropped.values()]
     return found
 
 

@@ -33,5 +33,5 @@ def build(workspace: Path, stages: tuple[str, ...] = (), force: tuple[str, ...] 
         scores = evaluate(run, base, chat, aligned, judge, shards, corpus)
         verdict = promote(run, scores)
 
-        page = write_report(run.space)
+        page = write_report(run.space, run.states)
         return summary.tell(run, verdict, page)

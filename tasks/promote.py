@@ -122,22 +122,25 @@ def _remember(
     registered.remember_verdict(digest)
 
 
+def _table(reports: dict[str, Any], verb: str, name: str) -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = reports[verb].get("tables", {}).get(name, [])
+    return table
+
+
 def _card(space: Workspace, model: str) -> str:
     """The model card, from the reports and manifests of the run that made the model."""
     reports: dict[str, Any] = {row.verb: space.read_report(row.verb) or {} for row in PIPELINE}
     summary = json.loads((space.product("scores") / "summary.json").read_text())["models"][model]
     figures = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-    facts = artifacts.read_manifest(space.product("corpus"))["facts"]
+    licences = {row["source"]: row.get("licence", "unknown") for row in _table(reports, "acquire", "sources")}
     votes = reports["collect"].get("metrics", {})
     return render_card(
         CardFacts(
             name=f"groundup {model}",
             summary=f"The model `{model}` of one run of the Groundup pipeline.",
             sources=[
-                DataSource(
-                    name, int(entry["documents"]) + int(entry.get("dialogues", 0)), entry.get("licence", "unknown")
-                )
-                for name, entry in sorted(facts.get("sources", {}).items())
+                DataSource(f"{row['source']}: {row['what']}", int(row["kept"]), licences.get(row["source"], "unknown"))
+                for row in _table(reports, "clean", "funnel")
             ],
             settings=reports["pretrain"].get("params", {}),
             results=figures,

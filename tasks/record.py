@@ -121,6 +121,7 @@ def write_report(
             "seconds": round(seconds, 3),
             "cpu_seconds": round(sum(u.ru_utime + u.ru_stime for u in usage), 3),
             "peak_rss_mb": round(max(peaks) / 1024, 1),
+            "device": info["tags"]["device"],
             "git_commit": info["tags"]["git_commit"],
             "build": info["tags"]["build"],
         },

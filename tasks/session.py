@@ -30,6 +30,11 @@ class Session:
     display: TerminalDisplay
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
+    @property
+    def states(self) -> dict[str, str]:
+        """What became of each stage so far: fresh, restored, ran or skipped."""
+        return {verb: outcome.state for verb, outcome in self.outcomes.items()}
+
     def perform(self, verb: str) -> Outcome:
         """Bring one stage up to date, unless it was not asked for."""
         if verb in self.wanted:

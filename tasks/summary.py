@@ -51,7 +51,7 @@ def tell(session: Session, promotion: Promotion, page: Path) -> Summary:
     reports = {verb: session.space.read_report(verb) or {} for verb in session.outcomes}
     ran = [verb for verb, outcome in session.outcomes.items() if outcome.state == "ran"]
     summary = Summary(
-        states={verb: outcome.state for verb, outcome in session.outcomes.items()},
+        states=session.states,
         results={
             name: reports[verb]["metrics"][name]
             for verb, name in RESULTS

@@ -107,11 +107,12 @@ class Corpus:
     def __init__(self, folder: Path, config: CleanConfig) -> None:
         self._config = config
         self._folder = folder
-        self._seen, self._seen_conversations = Seen(), Seen()
+        self._known, self._known_conversations = Seen(), Seen()
         self._paragraphs: dict[str, Paragraphs] = {}
         self.kept: Counter[str] = Counter()
-        self.reasons: Counter[tuple[str, str]] = Counter()
-        self.by_source: Counter[tuple[str, str]] = Counter()
+        self.reasons: Counter[tuple[str, str, str]] = Counter()
+        self.seen: Counter[tuple[str, str]] = Counter()
+        self.kept_of: Counter[tuple[str, str]] = Counter()
         self.splits: Counter[tuple[str, str]] = Counter()
         self.text_bytes = 0
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
@@ -134,12 +135,12 @@ class Corpus:
     def add_document(self, source: str, candidate: Candidate) -> None:
         """Keep a document or drop it, with the reason."""
         settings = _settings(self._config, source)
-        self.by_source[source, "in"] += 1
+        self.seen["documents", source] += 1
         text, reason = candidate.text, candidate.reason
         if reason is None:
             reason, text = self._against_others(source, text, settings)
         if reason is not None:
-            self._drop(source, candidate.url, reason, candidate.text)
+            self._drop("documents", source, candidate.url, reason, candidate.text)
             return
         key = identity(text)
         group = candidate.group or key
@@ -151,11 +152,11 @@ class Corpus:
 
     def _against_others(self, source: str, text: str, settings: SourceSettings) -> tuple[str | None, str]:
         """(reason or None, text without repeated paragraphs), given all documents before this one."""
-        if self._config.drop_duplicates and not self._seen.add(identity(text)):
+        if self._config.drop_duplicates and not self._known.add(identity(text)):
             return "duplicate", text
         if settings.drop_repeated_paragraphs:
             fresh = self._paragraphs.setdefault(source, Paragraphs()).fresh(text)
-            if fresh != text and self._config.drop_duplicates and not self._seen.add(identity(fresh)):
+            if fresh != text and self._config.drop_duplicates and not self._known.add(identity(fresh)):
                 return "duplicate", fresh
             if too_short(fresh, settings.filters.min_words):
                 return "repeats_others" if fresh != text else "too_few_words", fresh
@@ -164,7 +165,7 @@ class Corpus:
 
     def add_conversation(self, what: str, source: str, row: dict[str, Any]) -> None:
         """Keep a dialogue or preference or drop it, with the reason."""
-        self.by_source[source, "in"] += 1
+        self.seen[what, source] += 1
         shares = (self._config.validation_share, self._config.feedback_share)
         if what == "dialogues":
             cleaned, reason = dialogues.dialogue(row, source, shares)
@@ -172,21 +173,21 @@ class Corpus:
         else:
             cleaned, reason = dialogues.preference(row, source, shares[0])
             first = cleaned["prompt"][0]["content"] if cleaned["prompt"] else ""
-        if reason is None and not self._seen_conversations.add(cleaned["id"]):
+        if reason is None and not self._known_conversations.add(cleaned["id"]):
             reason = "duplicate"
         if reason is not None:
-            self._drop(source, row.get("url"), reason, first)
+            self._drop(what, source, row.get("url"), reason, first)
         else:
             self._keep(what, source, cleaned)
 
     def _keep(self, what: str, source: str, row: dict[str, Any]) -> None:
         self.kept[what] += 1
-        self.by_source[source, "kept"] += 1
+        self.kept_of[what, source] += 1
         self.splits[what, row["split"]] += 1
         self._append(what, row)
 
-    def _drop(self, source: str, url: str | None, reason: str, text: str) -> None:
-        self.reasons[source, reason] += 1
+    def _drop(self, what: str, source: str, url: str | None, reason: str, text: str) -> None:
+        self.reasons[what, source, reason] += 1
         self._append("dropped", {"source": source, "url": url, "reason": reason, "excerpt": text[:EXCERPT]})
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
@@ -203,7 +204,7 @@ class Corpus:
         """Counts for the manifest."""
         return {
             "kept": dict(sorted(self.kept.items())),
-            "dropped": {f"{source}/{reason}": count for (source, reason), count in sorted(self.reasons.items())},
+            "dropped": {"/".join(key): count for key, count in sorted(self.reasons.items())},
             "splits": {f"{what}/{split}": count for (what, split), count in sorted(self.splits.items())},
             "text_bytes": self.text_bytes,
             "repeated_paragraphs": sum(paragraphs.removed for paragraphs in self._paragraphs.values()),
@@ -211,18 +212,17 @@ class Corpus:
 
     def commonest(self) -> str:
         """The reason that most documents were dropped for."""
-        return max(self.reasons, key=lambda key: self.reasons[key], default=("", "none"))[1]
+        return max(self.reasons, key=lambda key: self.reasons[key], default=("", "", "none"))[2]
 
 
 def _report(corpus: Corpus) -> Report:
-    sources = sorted({source for source, _ in corpus.by_source})
     funnel: Sequence[Row] = [
-        {"source": source, "in": corpus.by_source[source, "in"], "kept": corpus.by_source[source, "kept"]}
-        for source in sources
+        {"what": what, "source": source, "in": count, "kept": corpus.kept_of[what, source]}
+        for (what, source), count in sorted(corpus.seen.items())
     ]
     reasons: Sequence[Row] = [
-        {"source": source, "reason": reason, "dropped": count}
-        for (source, reason), count in corpus.reasons.most_common()
+        {"what": what, "source": source, "reason": reason, "dropped": count}
+        for (what, source, reason), count in corpus.reasons.most_common()
     ]
     splits: Sequence[Row] = [
         {"what": what, "split": split, "count": count} for (what, split), count in sorted(corpus.splits.items())
