@@ -105,9 +105,10 @@ class PretrainConfig(Config):
     steps: int = Field(default=1400, ge=1, le=10_000_000)
     """Optimizer steps."""
     batch_sequences: int = Field(default=6, ge=1, le=65536)
-    """Sequences of `model.context` tokens in one forward pass."""
-    accumulate: int = Field(default=1, ge=1, le=4096)
-    """Forward passes that make one step."""
+    """Sequences of `model.context` tokens in one step."""
+    passes: int = Field(default=2, ge=1, le=4096)
+    """Forward passes that a step is cut into, at most `batch_sequences`. On a CPU, without dropout, they run side by
+    side on the cores; elsewhere one after the other, in less memory."""
     dialogue_share: float = Field(default=0.0, ge=0, le=0.9)
     """Share of the sequences that are cut from the training dialogues (questions and answers) instead of the pages,
     0 to 0.9. Above 0 the base model has seen the training dialogues' text; the held-out ones it never sees."""
@@ -132,3 +133,9 @@ class PretrainConfig(Config):
         "class Queue",
     )
     """Texts that the finished model continues, for people to read."""
+
+    @model_validator(mode="after")
+    def _cuts(self) -> PretrainConfig:
+        if self.passes > self.batch_sequences:
+            raise ValueError(f"passes: {self.passes} passes need at least as many batch_sequences")
+        return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llm_core.contract import Config
 from llm_core.settings.pretrain import OptimizerSettings, ScheduleSettings
@@ -25,8 +25,9 @@ class SftConfig(Config):
     """Optimizer steps."""
     batch_dialogues: int = Field(default=64, ge=1, le=65536)
     """Dialogues in one step."""
-    length_buckets: int = Field(default=4, ge=1, le=64)
-    """Forward passes that make one step: its dialogues are cut into so many groups by length, to save padding."""
+    passes: int = Field(default=4, ge=1, le=4096)
+    """Forward passes that a step is cut into, at most `batch_dialogues`; each takes dialogues of like length, to save
+    padding. On a CPU, without dropout, they run side by side on the cores."""
     problem_share: float | None = Field(default=0.85, ge=0, le=1)
     """Share of problems among the dialogues of a step, 0 to 1. Empty: as they stand in the data."""
     optimizer: OptimizerSettings = OptimizerSettings(
@@ -48,3 +49,9 @@ class SftConfig(Config):
     """Longest generated answer in tokens."""
     sample_count: int = Field(default=4, ge=0, le=100)
     """Held-out questions of each kind that the finished model answers, for people to read."""
+
+    @model_validator(mode="after")
+    def _cuts(self) -> SftConfig:
+        if self.passes > self.batch_dialogues:
+            raise ValueError(f"passes: {self.passes} passes need at least as many batch_dialogues")
+        return self

@@ -82,16 +82,21 @@ class Windows:
 
 
 class PageBatches:
-    """Batches of windows of pages, of which an even share may be windows of dialogues."""
+    """Batches of windows of pages, of which an even share may be windows of dialogues.
 
-    def __init__(self, pages: Windows, dialogues: Windows | None, share: float, rows: int) -> None:
+    The `rows` windows of a step are cut into `parts` batches.
+    """
+
+    def __init__(self, pages: Windows, dialogues: Windows | None, share: float, rows: int, parts: int = 1) -> None:
         self.pages, self.dialogues = pages, dialogues
         self.share = share if dialogues is not None else 0.0
-        self.rows = rows
+        self.rows, self.parts = rows, parts
 
     def __call__(self, number: int) -> TokenBatch:
-        """Batch `number`: inputs and targets [rows, context]."""
-        rows = torch.from_numpy(np.stack([self._row(number * self.rows + i) for i in range(self.rows)]))
+        """Batch `number`, part number % parts of step number // parts: inputs and targets [rows / parts, context]."""
+        step, part = divmod(number, self.parts)
+        places = range(part * self.rows // self.parts, (part + 1) * self.rows // self.parts)
+        rows = torch.from_numpy(np.stack([self._row(step * self.rows + place) for place in places]))
         return TokenBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
     def _row(self, number: int) -> np.ndarray:

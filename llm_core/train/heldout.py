@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,26 +21,34 @@ from llm_core.train.batches import collate, next_token_loss
 Piece = tuple[np.ndarray, np.ndarray]
 
 
-@torch.inference_mode()
 def document_nats(
     model: Transformer,
     documents: Sequence[np.ndarray],
     end_id: int,
     *,
     stride: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int = 4096,
+    lanes: int = 1,
 ) -> tuple[float, int]:
-    """Sum of -log p over all tokens of `documents` (their closing end token included), and the number of tokens."""
+    """Sum of -log p over all tokens of `documents` (their closing end token included), and the number of tokens.
+
+    `stride` in tokens (None: half the context). `lanes`: batches that run side by side in threads.
+    """
     context = model.config.context
     pieces = [piece for document in documents for piece in _windows(document, end_id, context, stride or context // 2)]
     pieces.sort(key=lambda piece: len(piece[0]))
-    nats, count = 0.0, 0
     rows = max(1, batch_tokens // context)
-    for chunk in (pieces[start : start + rows] for start in range(0, len(pieces), rows)):
-        loss = next_token_loss(model, collate([tokens for tokens, _ in chunk], [mask for _, mask in chunk], context))
-        nats += float(loss.total)
-        count += int(loss.count)
-    return nats, count
+    chunks = [pieces[start : start + rows] for start in range(0, len(pieces), rows)]
+    with ThreadPoolExecutor(lanes) as pool:
+        scored = list(pool.map(partial(_score, model), chunks))
+    return math.fsum(nats for nats, _ in scored), sum(count for _, count in scored)
+
+
+@torch.inference_mode()
+def _score(model: Transformer, pieces: Sequence[Piece]) -> tuple[float, int]:
+    batch = collate([tokens for tokens, _ in pieces], [mask for _, mask in pieces], model.config.context)
+    loss = next_token_loss(model, batch)
+    return float(loss.total), int(loss.count)
 
 
 def _windows(document: np.ndarray, end_id: int, context: int, stride: int) -> Iterator[Piece]:

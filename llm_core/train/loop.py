@@ -3,6 +3,8 @@
 Notable:
 - A batch is a pure function of its number and torch's random state is set from (seed, step) before each step, so a
   resume point is weights, optimiser state and the step: a run killed anywhere ends with the same bytes.
+- The batches of a step are independent, so on a CPU they may run in threads side by side, each with one core: small
+  products spread over cores badly, whole passes do not. Gradients are added in order: same bytes as one by one.
 - The objective gives a sum and what to divide it by; gradients are accumulated as sums and divided once, so ragged
   batches count every token equally, however they are cut.
 - The resume point is written before an evaluation, never after it only.
@@ -13,7 +15,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -56,6 +60,8 @@ class LoopOptions:
     """Largest global gradient norm."""
     accumulate: int = 1
     """Batches of one step."""
+    lanes: int = 1
+    """Batches that run side by side in threads, for a model without dropout (torch's random state is shared)."""
     evaluate_every: int = 0
     """Steps between evaluations; 0: only after the last step."""
     save_every_seconds: float = 30.0
@@ -102,6 +108,7 @@ class _Run(Generic[ModelT, BatchT]):
         self.fit = Fit()
         self.skipped_in_a_row = 0
         self.metric_every = options.metric_every or max(1, options.steps // 500)
+        self.pool: ThreadPoolExecutor | None = None
 
     def resume(self) -> None:
         """Take over the resume point of an earlier, killed call, if there is one."""
@@ -126,15 +133,15 @@ class _Run(Generic[ModelT, BatchT]):
         started, step = time.perf_counter(), self.fit.steps
         torch.manual_seed((self.options.seed << 32) + step)
         self.model.train()
-        self.optimizer.zero_grad()
-        losses = [self._backward(step * self.options.accumulate + i) for i in range(self.options.accumulate)]
+        numbers = range(step * self.options.accumulate, (step + 1) * self.options.accumulate)
+        losses = self._one_by_one(numbers) if self.pool is None else self._side_by_side(self.pool, numbers)
         count = sum(loss.count for loss in losses)
         gradients = [p.grad for p in self.optimizer.parameters if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) / count
         factor = self.schedule(step)
         if math.isfinite(norm):
             torch._foreach_mul_(gradients, min(1.0, self.options.clip / (norm + 1e-6)) / count)
-            self.optimizer.step(factor)
+            self.optimizer.step(factor, self.pool)
             self.skipped_in_a_row = 0
         else:
             self._skip(step)
@@ -148,10 +155,28 @@ class _Run(Generic[ModelT, BatchT]):
         figures["tokens_per_second"] = tokens / seconds
         self.fit.last |= {f"{self.options.prefix}/{name}": value for name, value in figures.items()}
 
-    def _backward(self, number: int) -> Loss:
+    def _one_by_one(self, numbers: Sequence[int]) -> list[Loss]:
+        self.optimizer.zero_grad()
+        losses = []
+        for number in numbers:
+            loss = self.objective(self.model, self.batch(number))
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            losses.append(_detached(loss))
+        return losses
+
+    def _side_by_side(self, pool: ThreadPoolExecutor, numbers: Sequence[int]) -> list[Loss]:
+        results = list(pool.map(self._gradients, numbers))
+        summed = results[0][1]
+        for _, gradients in results[1:]:
+            summed = list(torch._foreach_add(summed, gradients))
+        for parameter, gradient in zip(self.optimizer.parameters, summed, strict=True):
+            parameter.grad = gradient
+        return [loss for loss, _ in results]
+
+    def _gradients(self, number: int) -> tuple[Loss, list[Tensor]]:
         loss = self.objective(self.model, self.batch(number))
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        return Loss(loss.total.detach(), loss.count, loss.figures, loss.tokens)
+        gradients = torch.autograd.grad(loss.total, self.optimizer.parameters, materialize_grads=True)
+        return _detached(loss), list(gradients)
 
     def _skip(self, step: int) -> None:
         self.fit.skipped += 1
@@ -202,6 +227,10 @@ class _Run(Generic[ModelT, BatchT]):
         return self.fit
 
 
+def _detached(loss: Loss) -> Loss:
+    return Loss(loss.total.detach(), loss.count, loss.figures, loss.tokens)
+
+
 def fit(
     model: ModelT,
     *,
@@ -222,11 +251,12 @@ def fit(
     """
     run = _Run(model, batch, objective, optimizer, schedule, options, scratch, emit)
     run.resume()
-    try:
-        return _train(run, evaluate)
-    except Stop:
-        run.save()
-        raise
+    with ThreadPoolExecutor(options.lanes) if options.lanes > 1 else nullcontext() as run.pool:
+        try:
+            return _train(run, evaluate)
+        except Stop:
+            run.save()
+            raise
 
 
 def _train(run: _Run[ModelT, BatchT], evaluate: Callable[[ModelT], Mapping[str, float]] | None) -> Fit:

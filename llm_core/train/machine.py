@@ -15,10 +15,11 @@ from llm_core.contract import BadInput
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to compute and in which number format ("fp32" or "bf16")."""
+    """Where to compute, in which number format ("fp32" or "bf16"), and how many passes may run side by side."""
 
     device: torch.device
     precision: str
+    lanes: int = 1
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context to run a forward pass in."""
@@ -27,20 +28,23 @@ class Machine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def prepare(threads: int = 0, device: str = "auto", precision: str = "auto") -> Machine:
+def prepare(threads: int = 0, device: str = "auto", precision: str = "auto", lanes: int = 1) -> Machine:
     """Set torch's CPU threads (0: all cores this process may use), tune the allocator, choose device and format.
 
-    Raises `BadInput` if a GPU is asked for and there is none. bf16 is several times slower than fp32 on most CPUs, so
-    "auto" takes it on a GPU only.
+    `lanes`: passes that may run side by side; on a CPU they share the threads, on a GPU there is one. Raises
+    `BadInput` if a GPU is asked for and there is none. bf16 is several times slower than fp32 on most CPUs, so "auto"
+    takes it on a GPU only.
     """
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     tune_allocator()
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device: 'cuda' was asked for, but torch sees no GPU; use 'auto' or 'cpu'")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if precision == "auto":
         precision = "bf16" if name == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return Machine(torch.device(name), precision)
+    cores = threads or len(os.sched_getaffinity(0))
+    lanes = min(lanes, cores) if name == "cpu" else 1
+    torch.set_num_threads(max(1, cores // lanes))
+    return Machine(torch.device(name), precision, lanes)
 
 
 def tune_allocator() -> None:

@@ -8,8 +8,10 @@ compiler, which costs more seconds than the first hundred steps of a small model
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -69,24 +71,30 @@ class Muon:
             rows, columns = sorted(p.shape)
             self.groups.setdefault((rows, columns), []).append(name)
 
-    @torch.no_grad()
     def step(self, factor: float) -> None:
         """One update from the gradients, at `factor` times the base learning rate."""
-        rate = self.rate * factor
-        for names in self.groups.values():
-            parameters: list[Tensor] = [self.parameters[name] for name in names]
-            grads = [p.grad for p in parameters if p.grad is not None]
-            moments = [self.state[name] for name in names]
-            torch._foreach_lerp_(moments, grads, 1 - self.momentum)
-            ahead = torch._foreach_lerp(grads, moments, self.momentum)
-            wide = [g if g.shape[0] <= g.shape[1] else g.t() for g in ahead]
-            turned = orthogonalise(torch.stack(wide), self.turns)
-            if self.decay:
-                torch._foreach_mul_(parameters, 1 - rate * self.decay)
-            for p, update in zip(parameters, turned, strict=True):
-                rows, columns = p.shape
-                scale = max(1.0, rows / columns) ** 0.5
-                p.add_(update if rows <= columns else update.t(), alpha=-rate * scale)
+        for job in self.jobs(factor):
+            job()
+
+    def jobs(self, factor: float) -> list[Callable[[], None]]:
+        """The update as independent parts, one a shape of matrices."""
+        return [partial(self._update, names, self.rate * factor) for names in self.groups.values()]
+
+    @torch.no_grad()
+    def _update(self, names: list[str], rate: float) -> None:
+        parameters: list[Tensor] = [self.parameters[name] for name in names]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        moments = [self.state[name] for name in names]
+        torch._foreach_lerp_(moments, grads, 1 - self.momentum)
+        ahead = torch._foreach_lerp(grads, moments, self.momentum)
+        wide = [g if g.shape[0] <= g.shape[1] else g.t() for g in ahead]
+        turned = orthogonalise(torch.stack(wide), self.turns)
+        if self.decay:
+            torch._foreach_mul_(parameters, 1 - rate * self.decay)
+        for p, update in zip(parameters, turned, strict=True):
+            rows, columns = p.shape
+            scale = max(1.0, rows / columns) ** 0.5
+            p.add_(update if rows <= columns else update.t(), alpha=-rate * scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """State by name, for a resume point."""
@@ -140,16 +148,23 @@ class Optimizers:
             raise ValueError(f"parameters claimed by no optimiser, or by two: {', '.join(odd)}")
         self.parameters = [p for part in parts for p in part.parameters.values()]
 
-    def step(self, factor: float) -> None:
-        """One update of every parameter from its gradient; a parameter without one counts as having zeros."""
+    def step(self, factor: float, pool: Executor | None = None) -> None:
+        """One update of every parameter from its gradient; a parameter without one counts as having zeros.
+
+        With a `pool` the independent parts of the update run side by side.
+        """
         self.count += 1
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        for muon in self.muon:
-            muon.step(factor)
-        for adamw in self.adamw:
-            adamw.step(factor, self.count)
+        jobs = [job for muon in self.muon for job in muon.jobs(factor)]
+        jobs += [partial(adamw.step, factor, self.count) for adamw in self.adamw]
+        if pool is None:
+            for job in jobs:
+                job()
+        else:
+            for running in [pool.submit(job) for job in jobs]:
+                running.result()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -26,14 +26,15 @@ from llm_core.train.schedule import make_schedule
 
 def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Train a model from fresh weights on the training pages and measure it on the held-out ones."""
-    machine = prepare(config.threads, config.device, config.precision)
     data = Shards.open(shards)
     shape = config.model.build(data.vocab_size)
+    lanes = 1 if shape.dropout else config.passes
+    machine = prepare(config.threads, config.device, config.precision, lanes)
     emit(Note(f"{shape.architecture}: {shape.parameters():,} parameters, {shape.flops_per_token():,} FLOPs a token"))
     torch.manual_seed(config.seed)
     model = Transformer(shape).to(machine.device)
     result = _train(model, config, data, machine, scratch, emit)
-    figures = _measure(model, data)
+    figures = _measure(model, data, machine)
     figures |= {"parameters": shape.parameters(), "tokens_seen": result.tokens, "steps": result.steps}
     with new_product(out, "base", _facts(shape, config, figures)) as folder:
         save_model(model, folder, data.tokenizer, _card(shape, config, figures))
@@ -49,7 +50,8 @@ def _train(
         steps=config.steps,
         seed=config.seed,
         clip=config.clip,
-        accumulate=config.accumulate,
+        accumulate=config.passes,
+        lanes=machine.lanes,
         evaluate_every=config.evaluate_every,
         save_every_seconds=config.save_every_seconds,
     )
@@ -62,7 +64,7 @@ def _train(
         options=options,
         scratch=scratch,
         emit=emit,
-        evaluate=lambda model: _glance(model, data, config.evaluate_tokens),
+        evaluate=lambda model: _glance(model, data, config.evaluate_tokens, machine),
     )
 
 
@@ -77,28 +79,28 @@ def batches(config: PretrainConfig, data: Shards, context: int) -> PageBatches:
             raise BadInput("pretrain.dialogue_share: the shards hold no training dialogues; set it to 0")
         stream = shuffled_stream(found.tokens, found.offsets, config.seed)
         dialogues = Windows(stream, context, config.seed, stream=1)
-    return PageBatches(pages, dialogues, config.dialogue_share, config.batch_sequences)
+    return PageBatches(pages, dialogues, config.dialogue_share, config.batch_sequences, config.passes)
 
 
-def _glance(model: Transformer, data: Shards, tokens: int) -> dict[str, float]:
+def _glance(model: Transformer, data: Shards, tokens: int, machine: Machine) -> dict[str, float]:
     """Loss on about `tokens` tokens of held-out pages, evenly spread over them."""
     stream, offsets = data.tokens("validation"), data.offsets("validation")
     count = len(offsets) - 1
     if count < 1:
         return {}
     documents = [stream[offsets[i] : offsets[i + 1]] for i in spread(count, round(count * tokens / len(stream)))]
-    nats, scored = document_nats(model, documents, data.tokenizer.end_id)
+    nats, scored = document_nats(model, documents, data.tokenizer.end_id, lanes=machine.lanes)
     nats_a_byte = data.text_bytes("validation") / len(stream)
     return {"validation/loss": nats / scored, "validation/bits_per_byte": bits_per_byte(nats / scored, 1) / nats_a_byte}
 
 
-def _measure(model: Transformer, data: Shards) -> dict[str, float]:
+def _measure(model: Transformer, data: Shards, machine: Machine) -> dict[str, float]:
     """Loss and bits per byte over every token of the held-out pages."""
     stream, offsets = data.tokens("validation"), data.offsets("validation")
     if len(offsets) < 2:
         return {}
     documents = [stream[start:stop] for start, stop in itertools.pairwise(offsets)]
-    nats, scored = document_nats(model, documents, data.tokenizer.end_id)
+    nats, scored = document_nats(model, documents, data.tokenizer.end_id, lanes=machine.lanes)
     return {
         "loss": nats / scored,
         "bits_per_byte": bits_per_byte(nats, data.text_bytes("validation")),

@@ -29,9 +29,11 @@ LOOKED_AT = 256
 
 def run(config: SftConfig, *, base: Path, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Tune all weights of the base model on the training dialogues."""
-    machine = prepare(config.threads, config.device, config.precision)
     data = Shards.open(shards)
-    model = load_model(base).to(machine.device)
+    model = load_model(base)
+    lanes = 1 if model.config.dropout else config.passes
+    machine = prepare(config.threads, config.device, config.precision, lanes)
+    model.to(machine.device)
     _check_vocabulary(model, data)
     held_out = HeldOut(data, model.config.context)
     result = _train(model, config, data, held_out, machine, scratch, emit)
@@ -62,7 +64,8 @@ def _train(
         steps=config.steps,
         seed=config.seed,
         clip=config.clip,
-        accumulate=config.length_buckets,
+        accumulate=config.passes,
+        lanes=machine.lanes,
         evaluate_every=config.evaluate_every,
         save_every_seconds=config.save_every_seconds,
         keep_best_by=None if config.patience is None else "validation/loss",
@@ -99,7 +102,7 @@ def batches(config: SftConfig, dialogues: DialogueShards, context: int) -> Dialo
         groups,
         context=context,
         seed=config.seed,
-        parts=config.length_buckets,
+        parts=config.passes,
     )
 
 

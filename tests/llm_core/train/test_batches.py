@@ -42,6 +42,14 @@ def test_a_batch_is_a_pure_function_of_its_number() -> None:
     assert all(int((batch >= 1000).any(dim=1).sum()) == 1 for batch in forward)
 
 
+def test_a_step_is_the_same_however_it_is_cut() -> None:
+    windows = Windows(lambda _: np.arange(500), 8, 3)
+    whole, cut = PageBatches(windows, None, 0.0, rows=5), PageBatches(windows, None, 0.0, rows=5, parts=2)
+    for step in range(20):
+        parts = torch.cat([cut(2 * step).inputs_BT, cut(2 * step + 1).inputs_BT])
+        assert torch.equal(parts, whole(step).inputs_BT)
+
+
 def test_targets_are_the_next_tokens() -> None:
     batch = PageBatches(Windows(lambda _: np.arange(500), 8, 0), None, 0.5, rows=3)(0)
     assert torch.equal(batch.targets_BT, batch.inputs_BT + 1)

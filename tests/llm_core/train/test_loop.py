@@ -153,6 +153,31 @@ def test_accumulation_counts_every_token_alike(tmp_path: Path) -> None:
         assert torch.allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_side_by_side_gives_the_same_bytes_as_one_by_one(kind: str, tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 64, 2000)
+
+    def trained(lanes: int, folder: Path) -> Transformer:
+        folder.mkdir()
+        torch.manual_seed(0)
+        model = Transformer(ModelConfig.preset("qwen3", vocab_size=64, layers=2, heads=2, width=16, context=16))
+        fit(
+            model,
+            batch=PageBatches(Windows(lambda _: tokens, 16, 7), None, 0.0, rows=7, parts=3),
+            objective=next_token_loss,
+            optimizer=make_optimizer(model, OptimizerOptions(name=kind, learning_rate=0.01)),  # type: ignore[arg-type]
+            schedule=lambda _: 1.0,
+            options=LoopOptions(steps=12, accumulate=3, lanes=lanes),
+            scratch=folder,
+            emit=lambda _: None,
+        )
+        return model
+
+    torch.set_num_threads(1)
+    one, three = trained(1, tmp_path / "1"), trained(3, tmp_path / "3")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), three.parameters(), strict=True))
+
+
 def small_fit(folder: Path, values: list[float], **options: object) -> tuple[Fit, Transformer, list[Event]]:
     """A run whose evaluations give `values` in turn."""
     torch.manual_seed(0)
