@@ -62,9 +62,9 @@ class OptimizerSettings(Config):
     """AdamW's base learning rate of the token embedding, above 0 up to 1. Empty: `learning_rate`."""
     matrix_learning_rate: float = Field(default=0.016, gt=0, le=1)
     """Muon's base learning rate, above 0 up to 1."""
-    weight_decay: float = Field(default=0.01, ge=0, le=10)
+    weight_decay: float = Field(default=0.03, ge=0, le=10)
     """Decoupled weight decay of AdamW, on matrices only, 0 to 10."""
-    matrix_weight_decay: float = Field(default=0.1, ge=0, le=10)
+    matrix_weight_decay: float = Field(default=0.2, ge=0, le=10)
     """Decoupled weight decay of Muon, 0 to 10."""
     beta1: float = Field(default=0.8, ge=0, lt=1)
     """AdamW's decay of the mean gradient, 0 up to 1."""
@@ -104,7 +104,7 @@ class PretrainConfig(Config):
     """The model's shape."""
     steps: int = Field(default=1400, ge=1, le=10_000_000)
     """Optimizer steps."""
-    batch_sequences: int = Field(default=6, ge=1, le=65536)
+    batch_sequences: int = Field(default=10, ge=1, le=65536)
     """Sequences of `model.context` tokens in one step."""
     passes: int = Field(default=2, ge=1, le=4096)
     """Forward passes that a step is cut into, at most `batch_sequences`. On a CPU, without dropout, they run side by

@@ -31,7 +31,11 @@ class SftConfig(Config):
     problem_share: float | None = Field(default=0.85, ge=0, le=1)
     """Share of problems among the dialogues of a step, 0 to 1. Empty: as they stand in the data."""
     optimizer: OptimizerSettings = OptimizerSettings(
-        learning_rate=0.003, embedding_learning_rate=0.03, matrix_learning_rate=0.02
+        learning_rate=0.003,
+        embedding_learning_rate=0.03,
+        matrix_learning_rate=0.02,
+        weight_decay=0.0,
+        matrix_weight_decay=0.0,
     )
     """What turns gradients into steps. Given in part, the rest takes the defaults of pretrain."""
     schedule: ScheduleSettings = ScheduleSettings()

@@ -15,7 +15,7 @@ class TokenizeConfig(Config):
 
     tokenizer: Literal["own", "gpt2"] = "own"
     """own: a byte-level BPE trained on the corpus; gpt2: the 50,257 tokens of GPT-2."""
-    vocab_size: int = Field(default=4096, ge=300, le=200_000)
+    vocab_size: int = Field(default=2048, ge=300, le=200_000)
     """Tokens of the own tokenizer with its special tokens, 300 to 200,000."""
     gpt2_files: Path | None = None
     """Folder with GPT-2's vocab.json and merges.txt (or gpt2_vocab.json and gpt2_merges.txt); blank fetches them."""

@@ -68,7 +68,7 @@ def test_feedback_problems_are_in_no_shard(shards: Shards, embedded_corpus: Any)
 
 
 def test_shape_of_the_default(shards: Shards) -> None:
-    assert shards.vocab_size == 4096
+    assert shards.vocab_size == 2048
     assert shards.tokens("train").dtype == np.dtype("<u2")
     assert int(shards.tokens("train").max()) < shards.vocab_size
     assert 400_000 < len(shards.tokens("train")) < 700_000
