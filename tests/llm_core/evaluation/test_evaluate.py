@@ -15,6 +15,7 @@ import torch
 
 from llm_core.artifacts import digest, new_product, verify
 from llm_core.contract import Event, Progress, Report
+from llm_core.data.bpe import Tokenizer
 from llm_core.data.dialogue import encode_prompt
 from llm_core.data.shards import Shards
 from llm_core.data.sources.problems import is_right
@@ -22,7 +23,7 @@ from llm_core.evaluation import evaluate, problems, questions
 from llm_core.evaluation.benchmarks.docstrings import Choice, Cloze
 from llm_core.evaluation.perplexity import held_out_pages, page_bits_per_byte
 from llm_core.feedback.scorer import RewardModel, save_reward_model
-from llm_core.model.checkpoint import load_model, load_tokenizer, save_model
+from llm_core.model.checkpoint import load_model, save_model
 from llm_core.release.gate import decide
 from llm_core.release.scores import read_scores
 from llm_core.settings.evaluate import EvaluateConfig
@@ -36,7 +37,7 @@ SETTINGS = {
 def products(small_world: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Chat, an `aligned` that differs from it a little, and an untrained reward model."""
     root = tmp_path_factory.mktemp("products")
-    tokenizer, model = load_tokenizer(small_world.chat), load_model(small_world.chat)
+    tokenizer, model = Tokenizer.load(small_world.chat), load_model(small_world.chat)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -166,7 +167,7 @@ def test_bits_per_byte_equals_a_plain_computation(small_world: Any) -> None:
 
 
 def test_a_choice_is_scored_by_gain_in_likelihood_per_token(small_world: Any) -> None:
-    model, tokenizer = load_model(small_world.chat), load_tokenizer(small_world.chat)
+    model, tokenizer = load_model(small_world.chat), Tokenizer.load(small_world.chat)
 
     def logprob(prompt: list[int], answer: list[int]) -> float:
         logits = model(torch.tensor([[*prompt, *answer]])).log_softmax(-1)[0, len(prompt) - 1 : -1]

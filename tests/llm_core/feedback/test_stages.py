@@ -15,11 +15,12 @@ import torch
 
 from llm_core.artifacts import digest, new_product, verify
 from llm_core.contract import BadInput, Event, Note, Progress, Report, Stop
+from llm_core.data.bpe import Tokenizer
 from llm_core.data.sources.problems import is_right
 from llm_core.feedback import align, collect, reward
 from llm_core.feedback.preferences import clear_pairs, collate, encode_pairs, epochs, read_votes, split_of
 from llm_core.feedback.scorer import load_reward_model
-from llm_core.model.checkpoint import load_model, load_tokenizer
+from llm_core.model.checkpoint import load_model
 from llm_core.settings.align import AlignConfig
 from llm_core.settings.collect import CollectConfig
 from llm_core.settings.reward import RewardConfig
@@ -158,7 +159,7 @@ def test_the_reward_model_is_normalised_and_judged_beside_baselines(
         emit=quiet,
     )  # fmt: skip
     assert {"accuracy", "length_accuracy", "words_accuracy"} <= report.metrics.keys()
-    model, tokenizer = load_reward_model(tmp_path / "reward"), load_tokenizer(tmp_path / "reward")
+    model, tokenizer = load_reward_model(tmp_path / "reward"), Tokenizer.load(tmp_path / "reward")
     sequences = reward._answers(read_votes(simulated[0]), "votes", tokenizer, 96)
     scores = torch.tensor(model.score(sequences))
     assert float(scores.mean()) == pytest.approx(0.0, abs=1e-4)
@@ -241,7 +242,7 @@ def test_too_few_clear_votes_leave_the_reward_untrained(
 
 
 def test_batches(simulated: tuple[Path, Report], small_world: Any) -> None:
-    tokenizer = load_tokenizer(small_world.chat)
+    tokenizer = Tokenizer.load(small_world.chat)
     pairs = clear_pairs(read_votes(simulated[0]), "votes", "train")
     encoded = encode_pairs(pairs, tokenizer, 96)
     assert len(encoded) == len(pairs)
