@@ -22,7 +22,7 @@ class EvaluateConfig(Config):
     """Multiple-choice questions on held-out docstrings, at most."""
     cloze: int = Field(default=200, ge=0)
     """Sentences of held-out pages whose last word is to be found, at most."""
-    validation_tokens: int = Field(default=40_000, ge=1)
+    validation_tokens: int = Field(default=100_000, ge=1)
     """Tokens of held-out pages on which bits per byte are measured, at most; spread evenly over the sources."""
     temperature: float = Field(default=1.0, gt=0.0, le=5.0)
     """Temperature of sampled answers."""
