@@ -19,7 +19,8 @@ HEADER = """\
 
 def render(root: Path) -> str:
     """The text of dvc.yaml for the code under `root`."""
-    return HEADER + yaml.safe_dump({"stages": {row.verb: _entry(row, root) for row in PIPELINE}}, sort_keys=False)
+    stages: str = yaml.safe_dump({"stages": {row.verb: _entry(row, root) for row in PIPELINE}}, sort_keys=False)
+    return HEADER + stages
 
 
 def _entry(row: Stage, root: Path) -> dict[str, Any]:

@@ -92,4 +92,5 @@ def parse_assignments(assignments: Iterable[str]) -> Params:
 
 def dump(params: Params) -> str:
     """YAML text, keys in the order given."""
-    return yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
+    return text
