@@ -204,8 +204,13 @@ def test_an_experiment_leaves_the_main_workspace_alone_and_can_be_adopted(
 def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_bytes(
     workspace: Workspace, first_run: dict[str, Any]
 ) -> None:
-    """SIGKILL of the run in the middle of training: the trainer saves and ends; the next run goes on from there."""
-    arguments = ("pretrain", "--set", "pretrain.steps=150", "--set", "pretrain.save_every_seconds=0.2")
+    """SIGKILL of the run in the middle of training: the trainer saves and ends; the next run goes on from there.
+
+    The steps that are left when the kill is sent take seconds: the trainer hears of it long before it is through.
+    """
+    arguments = ["pretrain"]
+    for setting in ("steps=1000", "evaluate_every=1000", "save_every_seconds=0.2"):
+        arguments += ["--set", f"pretrain.{setting}"]
     root = workspace.root / "runs" / "killed"
     events, environment = root / ".groundup" / "events" / "pretrain.jsonl", child_environment(Path(os.devnull))
     del environment["GROUNDUP_EVENTS"]
