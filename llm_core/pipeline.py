@@ -44,7 +44,7 @@ PIPELINE: tuple[Stage, ...] = (
           "crawl the web, read public datasets and files"),
     Stage("clean", "llm_core.data.clean", CleanConfig, ("raw",), "corpus",
           "extract text, repair characters, filter, drop duplicates; every drop keeps its reason",
-          {"rules": "rules"}),
+          {"rules": "rules", "lists": "lists", "heldout": "heldout"}),
     Stage("tokenize", "llm_core.data.tokenize", TokenizeConfig, ("corpus",), "shards",
           "train the tokenizer, write token shards, split off validation"),
     Stage("pretrain", "llm_core.train.pretrain", PretrainConfig, ("shards",), "base", "train the model on all pages"),

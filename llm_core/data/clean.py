@@ -31,7 +31,17 @@ ROW_GROUP = 1_000
 SCHEMAS = {"documents": DOCUMENTS, "dialogues": DIALOGUES, "preferences": PREFERENCES, "dropped": DROPPED}
 
 
-def run(config: CleanConfig, *, raw: Path, rules: Path, out: Path, scratch: Path, emit: Emit) -> Report:  # noqa: ARG001
+def run(
+    config: CleanConfig,
+    *,
+    raw: Path,
+    rules: Path,
+    lists: Path,  # noqa: ARG001
+    heldout: Path,  # noqa: ARG001
+    out: Path,
+    scratch: Path,  # noqa: ARG001
+    emit: Emit,
+) -> Report:
     """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet."""
     raw, rules = raw.resolve(), rules.resolve()  # workers may have another current directory
     sources = sorted(read_manifest(raw, "raw")["facts"]["sources"])

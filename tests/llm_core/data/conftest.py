@@ -51,6 +51,8 @@ def embedded_corpus(tmp_path_factory: pytest.TempPathFactory, embedded_raw: Stag
         CleanConfig(),
         raw=embedded_raw.product,
         rules=root / "rules",
+        lists=root / "lists",
+        heldout=root / "heldout",
         out=folder / "corpus",
         scratch=folder,
         emit=events.append,

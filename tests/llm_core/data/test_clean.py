@@ -37,7 +37,16 @@ def files(folder: Path, name: str, texts: dict[str, str], **settings: Any) -> Fi
 
 
 def cleaned(tmp_path: Path, raw: Path, config: CleanConfig, name: str = "corpus") -> tuple[Path, Report]:
-    report = clean.run(config, raw=raw, rules=tmp_path, out=tmp_path / name, scratch=tmp_path, emit=lambda _: None)
+    report = clean.run(
+        config,
+        raw=raw,
+        rules=tmp_path,
+        lists=tmp_path,
+        heldout=tmp_path,
+        out=tmp_path / name,
+        scratch=tmp_path,
+        emit=lambda _: None,
+    )
     return tmp_path / name, report
 
 
@@ -124,6 +133,8 @@ def test_pages_of_a_crawl_are_the_same_with_any_number_of_workers(tmp_path: Path
             CleanConfig(workers=workers),
             raw=tmp_path / "raw",
             rules=root / "rules",
+            lists=root / "lists",
+            heldout=root / "heldout",
             out=tmp_path / f"corpus-{workers}",
             scratch=tmp_path,
             emit=lambda _: None,
