@@ -5,6 +5,7 @@
 #   make up / make down   the project's Prefect and MLflow servers
 #   make repro  the same job through DVC's door
 #   make soak   the tests that take longer
+#   make peers  .venv-peers: the programs that some benchmarks compare with and whose pins clash with ours
 # VENV= and PYTHON= choose the environment; TORCH_INDEX= chooses where torch comes from.
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check up down repro soak install
+.PHONY: run test check up down repro soak peers install
 
 run: install
 	@$(BIN)/groundup run
@@ -42,6 +43,13 @@ down:
 
 repro: install
 	@PATH="$(abspath $(BIN)):$$PATH" dvc repro
+
+peers: .venv-peers/.installed
+
+.venv-peers/.installed: benchmarks/peers.txt
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
+	@touch $@
 
 install: $(STAMP)
 

@@ -49,6 +49,19 @@ def run(
 
 
 @app.command()
+def refresh(
+    build: Annotated[bool, typer.Option(help="Build the model anew if the data changed.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the finding, or the build's summary, as JSON.")
+    ] = False,
+) -> None:
+    """Ask every source again whether it changed; build only if it did."""
+    from flows import running
+
+    raise typer.Exit(running.refresh(_project(), build=build, as_json=as_json))
+
+
+@app.command()
 def up() -> None:
     """Start the project's Prefect and MLflow servers."""
     from deployments import servers

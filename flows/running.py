@@ -37,10 +37,7 @@ def run(
     if preset or assignments or name:
         chosen = experiments.overrides(project, preset, assignments)
         space = experiments.create(project, name or experiments.name_for(preset, assignments, chosen), chosen)
-    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
-    # The terminal shows our own lines; Prefect's log lines go to its server, where the run's page shows them.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    servers.ensure(project)
+    _start_servers(project)
     from flows.build import build
 
     summary = build(space.root, tuple(stages), tuple(force))
@@ -59,6 +56,28 @@ def run(
     for label, link in summary.links.items():
         print(f"{label}: {link}")
     return 0
+
+
+def refresh(project: Path, *, build: bool, as_json: bool) -> int:
+    """Run the refresh flow, and the build if the data changed. The exit code."""
+    Workspace.at(project).configs()
+    _start_servers(project)
+    from flows.refresh import refresh as refresh_flow
+
+    changes = refresh_flow(project)
+    print(changes.sentence(), file=sys.stderr if as_json else sys.stdout)
+    if changes.changed and build:
+        return run(project, [], None, [], [], as_json=as_json)
+    if as_json:
+        print(json.dumps(asdict(changes), indent=2))
+    return 0
+
+
+def _start_servers(project: Path) -> None:
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    # The terminal shows our own lines; Prefect's log lines go to its server, where the run's page shows them.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    servers.ensure(project)
 
 
 def status_rows(space: Workspace) -> list[dict[str, Any]]:

@@ -14,23 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from llm_core import artifacts
-from llm_core.contract import Report
+from llm_core.contract import Config, Report
 from llm_core.pipeline import Stage
 from tasks import plots
 from tasks.workspace import Workspace
 
+REFRESH = "GROUNDUP_REFRESH"
+"""Environment variable: the stage that asks its sources again, whatever its settings say."""
 PACKAGES = (
     "torch", "prefect", "mlflow", "dvc", "datasets", "beautifulsoup4", "tiktoken", "tokenizers",
     "trafilatura", "scrapy", "numpy", "pyarrow",
 )  # fmt: skip
 
 
-def describe(space: Workspace, stage: Stage, inputs: Mapping[str, str], fingerprint: str) -> dict[str, Any]:
+def describe(
+    space: Workspace, stage: Stage, config: Config, inputs: Mapping[str, str], fingerprint: str
+) -> dict[str, Any]:
     """The record of a run: `params` and `tags` are flat, `inputs` name their digests, `code_diff` is text."""
     commit, diff = code_state(space.project)
     return {
         "stage": stage.verb,
-        "params": flatten(space.config(stage.verb).model_dump(mode="json")),
+        "params": flatten(config.model_dump(mode="json")),
         "inputs": dict(inputs),
         "tags": {
             "build": os.environ.get("GROUNDUP_BUILD", ""),

@@ -83,13 +83,15 @@ class Sink:
 def run_stage(space: Workspace, row: Stage) -> None:
     """Run the stage's function and leave product, report and record. Raises what the stage raises."""
     config = space.config(row.verb)
+    if os.environ.get(record.REFRESH) == row.verb:
+        config = config.model_copy(update={"refresh": True})
     inputs = space.inputs(row)
     fingerprint = space.fingerprint(row, inputs)
     space.drop_finished_scratch(row, keep=fingerprint)
     scratch = space.scratch(row, fingerprint)
     folder = scratch / "record"
     folder.mkdir(exist_ok=True)
-    info = record.describe(space, row, inputs, fingerprint)
+    info = record.describe(space, row, config, inputs, fingerprint)
     artifacts.write_atomic(folder / "run.json", artifacts.dump_json(info))
     (folder / "status").unlink(missing_ok=True)
     sink = Sink(folder)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from llm_core.contract import BadInput
 from tasks import processes
 from tasks.freshness import Freshness
+from tasks.record import REFRESH
 from tasks.workspace import Workspace
 
 POLL_S = 0.1
@@ -44,22 +45,27 @@ class Outcome:
     seconds: float = 0.0
 
 
-def perform(space: Workspace, verb: str, freshness: Freshness, display: Display, *, force: bool = False) -> Outcome:
-    """Bring one stage's product up to date. Raises `StageFailed`, or `BadInput` if the stage was given bad input."""
-    why = freshness.why_stale(verb) or (["forced"] if force else [])
+def perform(
+    space: Workspace, verb: str, freshness: Freshness, display: Display, *, force: bool = False, refresh: bool = False
+) -> Outcome:
+    """Bring one stage's product up to date; `force` runs it though it is fresh, `refresh` asks its sources again.
+
+    Raises `StageFailed`, or `BadInput` if the stage was given bad input.
+    """
+    why = freshness.why_stale(verb) or (["refresh"] if refresh else ["forced"] if force else [])
     if not why:
         display.end(verb, "fresh", 0.0)
         return Outcome("fresh")
     display.begin(verb, why)
     began = time.monotonic()
-    started = _run_child(space, verb, display, force)
+    started = _run_child(space, verb, display, force=force or refresh, refresh=refresh)
     outcome = Outcome("ran" if started else "restored", time.monotonic() - began)
     freshness.changed(verb)
     display.end(verb, outcome.state, outcome.seconds)
     return outcome
 
 
-def _run_child(space: Workspace, verb: str, display: Display, force: bool) -> bool:
+def _run_child(space: Workspace, verb: str, display: Display, *, force: bool, refresh: bool) -> bool:
     """Run DVC's child to its end, showing its events; whether the stage itself ran."""
     events, log = space.events(verb), space.log(verb)
     for path in (events, log):
@@ -70,7 +76,7 @@ def _run_child(space: Workspace, verb: str, display: Display, force: bool) -> bo
         child = subprocess.Popen(
             command,
             cwd=space.root,
-            env=child_environment(events),
+            env=child_environment(events) | ({REFRESH: verb} if refresh else {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

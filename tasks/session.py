@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from llm_core import artifacts
 from llm_core.pipeline import PIPELINE, stage
 from tasks import freshness, runner
 from tasks.display import TerminalDisplay
@@ -21,13 +22,18 @@ from tasks.workspace import Workspace
 
 @dataclass
 class Session:
-    """State of one run; `wanted` are the stages asked for and all they need, `forced` run even if fresh."""
+    """State of one run; `wanted` are the stages asked for and all they need, `forced` run even if fresh.
+
+    With `refresh` acquire asks its sources again; `raw_before` is the digest of raw when the run began.
+    """
 
     space: Workspace
     wanted: frozenset[str]
     forced: frozenset[str]
     fresh: freshness.Freshness
     display: TerminalDisplay
+    refresh: bool = False
+    raw_before: str | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     @property
@@ -38,7 +44,8 @@ class Session:
     def perform(self, verb: str) -> Outcome:
         """Bring one stage up to date, unless it was not asked for."""
         if verb in self.wanted:
-            outcome = runner.perform(self.space, verb, self.fresh, self.display, force=verb in self.forced)
+            refresh, force = self.refresh and verb == "acquire", verb in self.forced
+            outcome = runner.perform(self.space, verb, self.fresh, self.display, force=force, refresh=refresh)
         else:
             outcome = Outcome("skipped")
         self.outcomes[verb] = outcome
@@ -57,7 +64,9 @@ def with_needs(verbs: Sequence[str]) -> frozenset[str]:
 
 
 @contextmanager
-def open_session(root: Path, verbs: Sequence[str] = (), force: Sequence[str] = ()) -> Iterator[Session]:
+def open_session(
+    root: Path, verbs: Sequence[str] = (), force: Sequence[str] = (), *, refresh: bool = False
+) -> Iterator[Session]:
     """Check all settings, lock the workspace, ask what is stale. Raises `BadInput` before anything has started."""
     from prefect.runtime import flow_run
 
@@ -67,7 +76,9 @@ def open_session(root: Path, verbs: Sequence[str] = (), force: Sequence[str] = (
     wanted, forced = with_needs(verbs), frozenset(stage(verb).verb for verb in force)
     display = TerminalDisplay()
     with _locked(space, display):
-        session = Session(space, wanted | forced, forced, freshness.Freshness(space), display)
+        session = Session(space, wanted | forced, forced, freshness.Freshness(space), display, refresh)
+        if refresh and space.product("raw").exists():
+            session.raw_before = artifacts.digest(space.product("raw"))
         try:
             yield session
         finally:

@@ -46,6 +46,33 @@ def run_name() -> str:
     return f"{name} {time.strftime('%H:%M:%S')}"
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What a refresh found: whether the raw data is other than before, and acquire's figures."""
+
+    changed: bool
+    counts: Mapping[str, float]
+
+    def sentence(self) -> str:
+        """The finding in words."""
+        names = ("new", "changed", "gone", "unchanged")
+        told = ", ".join(f"{self.counts[name]:,.0f} {name}" for name in names if name in self.counts)
+        return f"the raw data {'changed' if self.changed else 'is unchanged'}" + (f": {told} pages" if told else "")
+
+
+def changes(session: Session) -> Changes:
+    """Compare the raw data with what it was when the run began, and leave the finding on the Prefect run's page."""
+    from prefect.artifacts import create_markdown_artifact
+
+    report = session.space.read_report("acquire") or {}
+    now = artifacts.digest(session.space.product("raw"))
+    found = Changes(now != session.raw_before, report.get("metrics", {}))
+    rows = report.get("tables", {}).get("refresh", [])
+    lines = [found.sentence(), "", *(f"- {' '.join(str(value) for value in row.values())}" for row in rows[:200])]
+    create_markdown_artifact("\n".join(lines), key="changes", description="What the refresh found")
+    return found
+
+
 def tell(session: Session, promotion: Promotion, page: Path) -> Summary:
     """Sum up a run and leave the summary where people look for it."""
     reports = {verb: session.space.read_report(verb) or {} for verb in session.outcomes}
