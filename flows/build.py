@@ -5,20 +5,21 @@ Each call brings one stage up to date: DVC says whether it is fresh, restored fr
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prefect import flow
 
 from apps.report import write_report
 from tasks import summary
+from tasks.form import HERE, Folder, Forced, Preset, Settings, Stages
 from tasks.session import open_session
 from tasks.stages import acquire, align, clean, collect, evaluate, pretrain, promote, reward, sft, tokenize
 
 
 @flow(name="build", flow_run_name=summary.run_name, validate_parameters=False)
-def build(workspace: Path, stages: tuple[str, ...] = (), force: tuple[str, ...] = ()) -> summary.Summary:
-    """Build the model of `workspace`; only `stages` and what they need, if any are named."""
-    with open_session(workspace, stages, force) as run:
+def build(
+    workspace: Folder = HERE, preset: Preset = None, settings: Settings = None, stages: Stages = (), force: Forced = ()
+) -> summary.Summary:
+    """Build the model of a workspace; a preset or settings make the run an experiment beside it."""
+    with open_session(workspace, stages, force, preset=preset, settings=settings) as run:
         raw = acquire(run)
         corpus = clean(run, raw)
         shards = tokenize(run, corpus)

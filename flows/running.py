@@ -40,7 +40,7 @@ def run(
     _start_servers(project)
     from flows.build import build
 
-    summary = build(space.root, tuple(stages), tuple(force))
+    summary = build(space.root, stages=tuple(stages), force=tuple(force))
     seconds = time.monotonic() - began
     if as_json:
         print(json.dumps(asdict(summary) | {"seconds": round(seconds, 2)}, indent=2))

@@ -53,6 +53,13 @@ def name_for(preset: str | None, assignments: list[str], chosen: params.Params) 
     return "-".join([*[word[:20] for word in words if word][:3], digest])
 
 
+def beside(project: Path, preset: str | None, settings: params.Params) -> Workspace:
+    """The experiment that lays a preset and settings over the main workspace. Raises `BadInput`."""
+    assignments = list(params.assignments(settings))
+    chosen = overrides(project, preset, assignments)
+    return create(project, name_for(preset, assignments, chosen), chosen)
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
 

@@ -5,7 +5,8 @@ Every section is checked against its stage's Config. What is wrong is told in on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,15 @@ def parse_assignments(assignments: Iterable[str]) -> Params:
             value = {key: value}
         params = overlay(params, value)
     return params
+
+
+def assignments(params: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The same values as `section.key=value` texts; what is None or empty says nothing."""
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from assignments(value, f"{path}{key}.")
+        elif value is not None:
+            yield f"{path}{key}={json.dumps(value)}"
 
 
 def dump(params: Params) -> str:

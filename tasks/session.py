@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from llm_core import artifacts
 from llm_core.pipeline import PIPELINE, stage
-from tasks import freshness, runner
+from tasks import experiments, freshness, runner
 from tasks.display import TerminalDisplay
 from tasks.runner import Outcome
 from tasks.workspace import Workspace
@@ -65,12 +66,23 @@ def with_needs(verbs: Sequence[str]) -> frozenset[str]:
 
 @contextmanager
 def open_session(
-    root: Path, verbs: Sequence[str] = (), force: Sequence[str] = (), *, refresh: bool = False
+    root: Path,
+    verbs: Sequence[str] = (),
+    force: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    refresh: bool = False,
 ) -> Iterator[Session]:
-    """Check all settings, lock the workspace, ask what is stale. Raises `BadInput` before anything has started."""
+    """Check all settings, lock the workspace, ask what is stale. Raises `BadInput` before anything has started.
+
+    A `preset` or `settings` (sections of params.yaml) lead to an experiment's workspace beside `root`.
+    """
     from prefect.runtime import flow_run
 
     space = Workspace.at(root)
+    if preset or settings:
+        space = experiments.beside(space.project, preset, dict(settings or {}))
     space.configs()
     os.environ["GROUNDUP_BUILD"] = str(flow_run.id or "")  # joins the stages' MLflow runs
     wanted, forced = with_needs(verbs), frozenset(stage(verb).verb for verb in force)

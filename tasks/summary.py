@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_core import artifacts
-from tasks import tracking
+from tasks import params, tracking
 from tasks.promote import Promotion
 from tasks.session import Session
 
@@ -38,11 +38,13 @@ class Summary:
 
 
 def run_name() -> str:
-    """Name of the Prefect run: the workspace and the time of day."""
+    """Name of the Prefect run: the workspace, or what the experiment changes, and the time of day."""
     from prefect.runtime import flow_run
 
-    workspace = Path(flow_run.parameters["workspace"]).resolve()
-    name = workspace.name if workspace.parent.name == "runs" else "main"
+    workspace = Path(flow_run.parameters.get("workspace", ".")).resolve()
+    preset, settings = flow_run.parameters.get("preset"), flow_run.parameters.get("settings") or {}
+    changes = [preset or "", *params.assignments(settings)]
+    name = workspace.name if workspace.parent.name == "runs" else " ".join(filter(None, changes))[:80] or "main"
     return f"{name} {time.strftime('%H:%M:%S')}"
 
 

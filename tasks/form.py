@@ -1,0 +1,105 @@
+"""What a run can be started with from Prefect's page: the sections of params.yaml, each field of which may stay blank.
+
+Prefect draws a form from the types of a flow's parameters. The types here are made from the stages' own settings, so a
+field added there stands in the form with its text, its bounds and its choices. A blank field keeps what params.yaml
+says.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
+
+from llm_core.contract import Config
+from llm_core.pipeline import VERBS
+from tasks.params import SECTIONS
+
+_BLANK: Any = Annotated[None, SkipJsonSchema()]  # type: ignore[type-arg]  # so the page offers no second kind
+HERE = Path(".")
+PRESETS = Path(__file__).resolve().parents[1] / "presets"
+
+
+def _blank_form(config: type[BaseModel], name: str) -> type[BaseModel]:
+    """A model with the fields of `config`, each of which may be None."""
+    fields: dict[str, Any] = {}
+    for key, info in config.model_fields.items():
+        kind = _kind(info, f"{name}{key.title()}")
+        about = " ".join((info.description or _first_line(info.annotation)).split())
+        fields[key] = (
+            kind | _BLANK,
+            Field(default=None, title=key, description=f"{about} Blank: as in params.yaml."),
+        )
+    doc = " ".join((config.__doc__ or "").split()).partition(". ")[0]
+    return create_model(name, __config__=ConfigDict(extra="forbid"), __doc__=doc, **fields)
+
+
+def _kind(info: FieldInfo, name: str) -> Any:
+    """The form's type of a field: nested sections as boxes, simple values with their bounds, the rest as JSON."""
+    kind = _without_none(info.annotation)
+    if isinstance(kind, type) and issubclass(kind, Config):
+        return _blank_form(kind, name)
+    if kind in (bool, int, float, str) or get_origin(kind) is typing.Literal:
+        return Annotated[(kind, *info.metadata)] if info.metadata else kind
+    if kind is Path:
+        return str
+    return dict[str, Any] if get_origin(kind) is dict else list[Any]
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [part for part in get_args(annotation) if part is not type(None)]
+        return rest[0] if len(rest) == 1 else Any
+    return annotation
+
+
+def _first_line(annotation: Any) -> str:
+    return (getattr(annotation, "__doc__", None) or "").strip().partition("\n")[0]
+
+
+def _presets() -> dict[str, str]:
+    """Each preset's name and what its first comment says of it, its cost included."""
+    told = {}
+    for path in sorted(PRESETS.glob("*.yaml")):
+        lines = path.read_text().splitlines()
+        comment = [line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")]]
+        told[path.stem] = " ".join(comment)
+    return told
+
+
+def _settings_form() -> type[BaseModel]:
+    """All sections in one model."""
+    sections: dict[str, Any] = {}
+    for section, config in SECTIONS.items():
+        about = " ".join((config.__doc__ or "").split())
+        form = _blank_form(config, section.title()) | _BLANK
+        sections[section] = (form, Field(default=None, title=section, description=about))
+    doc = "Sections of params.yaml; a field left blank keeps what it says."
+    return create_model("Settings", __config__=ConfigDict(extra="forbid"), __doc__=doc, **sections)
+
+
+def _about(text: str, **schema: Any) -> WithJsonSchema:
+    """What the page shows of a parameter; Prefect drops a description that is not part of the type's own schema."""
+    return WithJsonSchema({"type": "string", **schema, "description": text})
+
+
+_PRESETS = _presets()
+_ABOUT_PRESETS = " ".join(f"{name.upper()}: {text}" for name, text in _PRESETS.items())
+_VERBS: dict[str, Any] = {"type": "array", "items": {"type": "string", "enum": list(VERBS)}}
+Folder = Annotated[Path, _about("The project (.) or an experiment in its runs/.", format="path")]
+Stages = Annotated[tuple[str, ...], _about("Only these stages and what they need. None: all.", **_VERBS)]
+Forced = Annotated[tuple[str, ...], _about("Stages that run even if they are fresh.", **_VERBS)]
+Preset = Annotated[
+    str | None,
+    _about(f"A file of presets/, laid over params.yaml. Blank: none. {_ABOUT_PRESETS}", enum=list(_PRESETS)),
+]
+if typing.TYPE_CHECKING:
+    Settings = Mapping[str, Any] | None
+else:
+    Settings = _settings_form() | _BLANK
