@@ -98,8 +98,9 @@ class PretrainConfig(Config):
     """CPU threads of torch; 0: one for each core. Another number may change the last bits of the weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU if there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the matrix products; `auto`: bf16 on a GPU, fp32 on a CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the matrix products; `auto`: bf16 on a GPU (fp16 on one without bf16), fp32 on a CPU. fp16
+    scales the loss, and leaves a step out whose gradients overflow."""
     model: ModelSettings = ModelSettings()
     """The model's shape."""
     steps: int = Field(default=1400, ge=1, le=10_000_000)
