@@ -28,7 +28,10 @@ PATIENCE_S = 120.0
 
 @dataclass(frozen=True)
 class Server:
-    """A kind of server: the port it likes, the path that answers when it is ready, the variable that replaces it."""
+    """A kind of server: the port it likes, the path that answers when it is ready, the variable that replaces it.
+
+    The variable names another server of that kind, which is used instead of ours; "" for what has none.
+    """
 
     name: str
     port: int
@@ -39,7 +42,10 @@ class Server:
 
 PREFECT = Server("prefect", 4200, "/api/health", "PREFECT_API_URL", "/api")
 MLFLOW = Server("mlflow", 5000, "/health", "MLFLOW_TRACKING_URI", "")
+WORKER = Server("worker", 8080, "/health", "", "")
 SERVERS = (PREFECT, MLFLOW)
+POOL = "groundup"
+"""Name of the Prefect work pool."""
 
 
 class ServerFailed(RuntimeError):
@@ -64,9 +70,9 @@ def ensure(project: Path) -> dict[str, str]:
 
 
 def stop(project: Path) -> list[str]:
-    """Stop the servers of this project; the names of those that were running."""
+    """Stop the worker and the servers of this project; the names of those that were running."""
     stopped = []
-    for server in SERVERS:
+    for server in (WORKER, *SERVERS):  # the worker first: without its server it would only complain
         process = _running(project, server)
         if process:
             _end_tree(process)
@@ -77,7 +83,15 @@ def stop(project: Path) -> list[str]:
 
 def running(project: Path) -> dict[str, str]:
     """URL of each of the project's servers that is up, by name."""
-    return {server.name: _state(project, server)["url"] for server in SERVERS if _running(project, server)}
+    return {server.name: _state(project, server)["url"] for server in (*SERVERS, WORKER) if _running(project, server)}
+
+
+def ensure_worker(project: Path) -> str:
+    """Start the worker that takes runs from the work pool, if it does not run; the servers must. Returns its URL."""
+    if not _running(project, WORKER):
+        _start(project, WORKER)
+        _wait_until_ready(project, WORKER)
+    return _state(project, WORKER)["url"]
 
 
 def _state_path(project: Path, server: Server) -> Path:
@@ -141,6 +155,17 @@ def _command(folder: Path, server: Server, port: int) -> tuple[list[str], dict[s
             "DO_NOT_TRACK": "1",
         }
         return [sys.executable, "-m", "prefect", "server", "start"], extra
+    if server is WORKER:
+        extra = {
+            "PREFECT_WORKER_WEBSERVER_HOST": HOST,
+            "PREFECT_WORKER_WEBSERVER_PORT": str(port),
+            "PREFECT_WORKER_QUERY_SECONDS": "2",  # a click becomes a run within seconds
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation that finds lost runs listens for these
+            "GROUNDUP_PROJECT": str(folder.parent),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        }
+        start = ["worker", "start", "--pool", POOL, "--name", "local", "--type", "process", "--with-healthcheck"]
+        return [sys.executable, "-m", "prefect", *start], extra
     store = folder / "mlflow"
     store.mkdir(exist_ok=True)
     arguments = ["--host", HOST, "--port", str(port), "--workers", "1"]

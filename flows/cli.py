@@ -63,16 +63,16 @@ def refresh(
 
 @app.command()
 def up() -> None:
-    """Start the project's Prefect and MLflow servers."""
-    from deployments import servers
+    """Start servers, deployments, automations and a worker: runs can then be started from Prefect's page."""
+    from deployments import supervisor
 
-    for variable, url in servers.ensure(_project()).items():
-        typer.echo(f"{variable}={url}")
+    for name, url in supervisor.up(_project(), lambda step: typer.echo(f"  {step}", err=True)).items():
+        typer.echo(f"{name}: {url}")
 
 
 @app.command()
 def down() -> None:
-    """Stop the project's servers."""
+    """Stop the project's worker and servers."""
     from deployments import servers
 
     stopped = servers.stop(_project())

@@ -25,6 +25,10 @@ RESULTS = (
 """Figures that are printed at the end of a run: stage and name."""
 
 
+DATA_CHANGED = "groundup.data.changed"
+"""Event by which a refresh that Prefect started says that the raw data is other than before."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """Stage outcomes, what the models reached, the gate's word, and where to look."""
@@ -65,6 +69,8 @@ class Changes:
 def changes(session: Session) -> Changes:
     """Compare the raw data with what it was when the run began, and leave the finding on the Prefect run's page."""
     from prefect.artifacts import create_markdown_artifact
+    from prefect.events import emit_event
+    from prefect.runtime import deployment
 
     report = session.space.read_report("acquire") or {}
     now = artifacts.digest(session.space.product("raw"))
@@ -72,6 +78,8 @@ def changes(session: Session) -> Changes:
     rows = report.get("tables", {}).get("refresh", [])
     lines = [found.sentence(), "", *(f"- {' '.join(str(value) for value in row.values())}" for row in rows[:200])]
     create_markdown_artifact("\n".join(lines), key="changes", description="What the refresh found")
+    if found.changed and deployment.id:  # a refresh by hand goes on to the build itself
+        emit_event(DATA_CHANGED, resource={"prefect.resource.id": f"groundup.workspace.{session.space.name}"})
     return found
 
 

@@ -1,0 +1,70 @@
+"""What Prefect does by itself: new data starts a build, and a run whose heartbeat stops is marked as crashed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists
+
+from tasks.summary import DATA_CHANGED
+
+SILENCE = timedelta(seconds=90)
+"""A run beats every 30 seconds; three beats that do not come mean that its process is gone."""
+ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+
+
+def ensure_pool(name: str) -> None:
+    """A work pool of local processes of that name."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        except ObjectAlreadyExists:
+            return
+
+
+def ensure_automations() -> None:
+    """The automations, each once: an older one of the same name is brought up to date."""
+    with get_client(sync_client=True) as client:
+        wanted = [_build_on_new_data(_deployment_id(client, "build/build")), _lost_runs()]
+        for automation in wanted:
+            for old in client.read_automations_by_name(automation.name):
+                client.delete_automation(old.id)
+            automation.create()
+
+
+def _deployment_id(client: SyncPrefectClient, name: str) -> UUID:
+    return client.read_deployment_by_name(name).id
+
+
+def _build_on_new_data(deployment: UUID) -> Automation:
+    return Automation(
+        name="new data starts a build",
+        trigger=EventTrigger(expect={DATA_CHANGED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
+        actions=[RunDeployment(source="selected", deployment_id=deployment, parameters={})],
+    )
+
+
+def _lost_runs() -> Automation:
+    """Prefect's own remedy for zombies: after a heartbeat another one, or an end, must follow."""
+    return Automation(
+        name="a run without heartbeat is marked as crashed",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ENDED},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[
+            ChangeFlowRunState(state=StateType.CRASHED, message="The run's process stopped giving signs of life.")
+        ],
+    )
