@@ -83,7 +83,7 @@ def test_c4_removes_lines() -> None:
     )
     assert reason is None
     assert text == PROSE + "\nCited text here."
-    assert c4_quality(PROSE + "\nvar x = {}") == "curly_bracket"
+    assert c4_quality(PROSE + "\nThe code is var x = {}.") == "curly_bracket"
     assert c4_quality("Lorem ipsum dolor sit amet.") == "lorem_ipsum"
     assert c4_quality("One sentence stands alone here.") == "too_few_sentences"
 

@@ -1,0 +1,1 @@
+"""The rules by which documents are judged, one paper a file."""

@@ -1,0 +1,19 @@
+"""Lists that the user keeps as files: one entry a line, `#` begins a comment line, `.gz` may be compressed."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+from llm_core.contract import BadInput
+
+
+def entries(path: Path) -> tuple[str, ...]:
+    """The entries of a list, sorted, each once. Raises `BadInput` naming the file that cannot be read."""
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: this list cannot be read ({error.__class__.__name__})") from error
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(sorted({line for line in lines if line and not line.startswith("#")}))
