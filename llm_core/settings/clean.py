@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from llm_core.contract import Config
 
-
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -140,6 +139,48 @@ class FilterSettings(Config):
     """Files in lists/; a document that holds one of their words or phrases is dropped."""
     urls: UrlSettings = UrlSettings()
     """Files in lists/ about URLs."""
+
+
+class CharacterSettings(Config):
+    """What happens to a text's characters beyond mending.
+
+    Prose keeps its punctuation and its capitals by default: they carry meaning (where a sentence ends, what is a name,
+    what is code), a model that never saw them cannot write them, and a byte-level tokenizer has no need of a small
+    alphabet. Removing them is for other uses, such as counting words.
+    """
+
+    punctuation: Literal["keep", "squeeze", "remove"] = "squeeze"
+    """keep: as it is; squeeze: more than three of the same mark in a row become three; remove: a space for each."""
+    case: Literal["keep", "lower"] = "keep"
+    """keep: as it is; lower: all small letters."""
+
+
+class PersonalDataSettings(Config):
+    """Which personal data is replaced by a fixed placeholder in the text of documents; each kind is counted."""
+
+    email: bool = True
+    """E-mail addresses become [EMAIL], those at domains reserved for examples apart."""
+    ip: bool = True
+    """Public IPv4 and IPv6 addresses become [IP]; private and documentation ranges and version numbers stay."""
+    phone: bool = True
+    """Telephone numbers in international form, and in national form of `phone_regions`, become [PHONE]."""
+    iban: bool = True
+    """Bank account numbers (IBAN) whose check digits are right become [IBAN]."""
+    card: bool = True
+    """Payment card numbers of a known issuer's length whose Luhn digit is right become [CARD]."""
+    phone_regions: tuple[str, ...] = ("US",)
+    """ISO 3166 codes of the countries whose national way of writing telephone numbers is looked for."""
+
+
+class DecontaminationSettings(Config):
+    """What counts as a piece of an evaluation set. The sets are the files in heldout/."""
+
+    n: int = Field(default=13, ge=5, le=50)
+    """Words in a row that a document may not share with an evaluation set, 5 to 50 (GPT-3: 13)."""
+    shortest: int = Field(default=8, ge=5, le=50)
+    """Items of fewer than `n` words are looked for whole if they have this many words, 5 to 50; below it never."""
+    fields: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """By file name in heldout/: the fields that are looked for; a file not named here is looked for in all its text."""
 
 
 class SourceSettings(Config):
