@@ -80,6 +80,23 @@ def down() -> None:
 
 
 @app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """What is wrong with this machine or workspace, and how to mend it; exit code 1 if something is."""
+    from dataclasses import asdict
+
+    from deployments.doctor import examine
+
+    findings = list(examine(_project()))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for found in findings:
+            remedy = f"  -> {found.remedy}" if found.remedy and found.state != "ok" else ""
+            typer.echo(f"{found.state:8} {found.check:12} {found.text}{remedy}")
+    raise typer.Exit(any(found.state == "wrong" for found in findings))
+
+
+@app.command()
 def status(
     name: Annotated[str | None, typer.Option("--run", help="An experiment's name.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -127,6 +144,28 @@ def adopt(name: Annotated[str, typer.Argument(help="The experiment.")]) -> None:
 
     experiments.adopt(_project(), name)
     typer.echo(f"params.yaml and dvc.lock are now those of {name}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="main, or an experiment's name.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """What differs between two runs (settings, data, code), and what came out of each."""
+    from dataclasses import asdict
+
+    from flows import running
+    from tasks.compare import compare as compare_workspaces
+
+    found = compare_workspaces(_project(), first, second)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    elif markdown:
+        typer.echo(found.markdown(), nl=False)
+    else:
+        running.print_tables(found.tables())
 
 
 @app.command()

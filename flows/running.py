@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,19 @@ def _running_stage(space: Workspace) -> str | None:
     except Timeout:
         files = [space.events(row.verb) for row in PIPELINE if space.events(row.verb).is_file()]
         return max(files, key=lambda path: path.stat().st_mtime).stem if files else "?"
+
+
+def print_tables(tables: Iterable[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]) -> None:
+    """(title, columns, rows) as tables; one without rows says that nothing differs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, columns, rows in tables:
+        table = Table(*columns, box=None, header_style="bold", title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table if rows else f"{title}: no difference", "", sep="\n")
 
 
 def print_status(rows: list[dict[str, Any]]) -> None:
