@@ -3,62 +3,77 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from llm_core.artifacts import new_product
 from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
-from llm_core.data.sources import embedded, files, huggingface, problems
-from llm_core.data.sources.rows import Columns, shape, write_rows
+from llm_core.data.sources import bookcorpus, common_crawl, embedded, problems, wikipedia
+from llm_core.data.sources.download import Patience
+from llm_core.data.sources.files import FileRows, FilesOptions
+from llm_core.data.sources.huggingface import DatasetOptions, DatasetRows
+from llm_core.data.sources.parts import Gathered, Parts, gather
+from llm_core.data.sources.rows import Columns, write_rows
 from llm_core.data.web.job import CrawlJob
 from llm_core.data.web.store import CrawlFailed, crawl, snapshot
 from llm_core.settings.acquire import (
     AcquireConfig,
+    BookCorpusSource,
+    CommonCrawlSource,
     EmbeddedSource,
     FilesSource,
     HuggingFaceSource,
     ProblemsSource,
     Source,
     WebSource,
+    WikipediaSource,
 )
 
 Counts = dict[str, float]
+DatasetSource = HuggingFaceSource | FilesSource | CommonCrawlSource | WikipediaSource | BookCorpusSource
 
 
 def run(config: AcquireConfig, *, out: Path, scratch: Path, emit: Emit) -> Report:
     """Fill `out` with one directory a source: WARC segments and pages.parquet, or rows as Parquet."""
     facts: dict[str, Any] = {"sources": {}}
     table: list[Row] = []
+    unreadable: list[Row] = []
     with new_product(out, "raw", facts) as product:
         for source in config.sources:
             folder = product / source.name
             folder.mkdir()
-            counts = _acquire(source, config, folder, scratch, emit)
+            gathered = _acquire(source, config, folder, scratch, emit)
+            counts = gathered.counts
+            for note in gathered.notes:
+                emit(Note(note))
+            unreadable += [{"source": source.name, **row} for row in gathered.unreadable]
             if not any(counts.get(unit) for unit in ("pages", "documents", "dialogues", "preferences")):
                 raise BadInput(f"acquire.sources: {source.name!r} gave nothing ({_how_it_ended(counts)})")
-            facts["sources"][source.name] = {"kind": source.kind, "licence": source.licence, **counts}
+            about = {"kind": source.kind, "licence": source.licence, "weight": getattr(source, "weight", 1.0)}
+            facts["sources"][source.name] = {**about, **counts, **gathered.facts}
             table.append({"source": source.name, "kind": source.kind, "licence": source.licence, **counts})
     units = ("pages", "documents", "dialogues", "preferences")
     metrics = {unit: float(sum(float(str(row.get(unit, 0))) for row in table)) for unit in units}
-    return Report(metrics=metrics, tables={"sources": table})
+    return Report(metrics=metrics, tables={"sources": table, **({"unreadable": unreadable} if unreadable else {})})
 
 
 def _how_it_ended(counts: Counts) -> str:
     return ", ".join(f"{name}: {count:g}" for name, count in counts.items()) or "no rows"
 
 
-def _acquire(source: Source, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit) -> Counts:
+def _acquire(source: Source, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit) -> Gathered:
     match source:
         case EmbeddedSource():
-            return _embedded(source, config, folder, scratch, emit)
+            return Gathered(_embedded(source, config, folder, scratch, emit))
         case WebSource():
-            return _web(source, config, folder, scratch, emit)
+            return Gathered(_web(source, config, folder, scratch, emit))
         case ProblemsSource():
             rows = problems.rows(problems.generate(source.count, source.seed, source.operations))
-            return {"dialogues": write_rows(folder, "dialogues", rows)}
-        case HuggingFaceSource() | FilesSource():
-            return _rows(source, folder, emit)
+            return Gathered({"dialogues": write_rows(folder, "dialogues", rows)})
+        case _:
+            return _dataset(source, config, folder, scratch, emit)
 
 
 def _embedded(source: EmbeddedSource, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit) -> Counts:
@@ -132,16 +147,65 @@ def _crawl(job: CrawlJob, name: str, expected: int, scratch: Path, emit: Emit) -
     return {outcome: float(count) for outcome, count in last["outcomes"].items() if outcome != "stored"}
 
 
-def _rows(source: HuggingFaceSource | FilesSource, folder: Path, emit: Emit) -> Counts:
-    columns = Columns(**source.columns.model_dump())
-    if isinstance(source, HuggingFaceSource):
-        stream = huggingface.rows(source.path, source.config, source.split, source.revision)
-        rows = shape(stream, source.holds, columns)
-    else:
-        rows = files.rows(source.paths, source.holds, columns)
-    what = "documents" if source.holds == "text" else source.holds
+def _dataset(source: DatasetSource, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit) -> Gathered:
+    """A public dataset or local files; a killed run goes on behind the rows or files that it has."""
 
-    def tell(count: int) -> None:
-        emit(Progress(count, source.limit, what, {"source": source.name}))
+    def tell(done: int, figures: dict[str, str | float] | None = None, unit: str = "rows") -> None:
+        emit(Progress(done, source.limit, unit, {"source": source.name, **(figures or {})}))
 
-    return {what: write_rows(folder, what, rows, limit=source.limit, licence=source.licence, tell=tell)}
+    if isinstance(source, CommonCrawlSource):
+        selection = common_crawl.CrawlSelection(
+            source=source.name,
+            prefix=source.prefix,
+            listing=source.listing.replace("{crawl}", source.crawl),
+            files=source.files,
+            pages=source.limit,
+            hosts=source.hosts,
+            languages=source.languages,
+            mime=source.mime,
+            max_bytes=source.max_bytes,
+            downloads=source.downloads,
+            patience=Patience(timeout=source.timeout_seconds),
+        )
+        store = config.store / source.name
+        return common_crawl.gather(selection, store, folder, source.licence, lambda n, more: tell(n, more, "pages"))
+    parts = Parts(scratch / f"{source.name}-rows")
+    rows = _resumable(source, parts, scratch, lambda done: tell(done, unit="bytes"))
+    what = "documents" if getattr(source, "holds", "text") == "text" else source.holds  # type: ignore[union-attr]
+    gathered = gather(
+        parts, folder, what, rows, limit=source.limit, licence=source.licence, facts=rows.facts, tell=tell
+    )
+    if isinstance(source, BookCorpusSource):
+        gathered.notes.append(f"{source.name}: {bookcorpus.WARNING}")
+    for row in gathered.unreadable[:10]:
+        gathered.notes.append(f"{source.name}: {row['file']} was left out: {row['problem']}")
+    return gathered
+
+
+def _resumable(
+    source: DatasetSource, parts: Parts, scratch: Path, tell: Callable[[int], None]
+) -> DatasetRows | FileRows | wikipedia.DumpRows | bookcorpus.BookRows:
+    """The rows of a source; `tell` gets the bytes of a download that must come first."""
+    match source:
+        case HuggingFaceSource():
+            columns = Columns(**source.columns.model_dump())
+            where = (source.path, source.config, source.split, source.revision)
+            return DatasetRows(DatasetOptions(source.name, *where, source.holds, columns), parts)
+        case FilesSource():
+            columns = Columns(**source.columns.model_dump())
+            return FileRows(FilesOptions(source.name, source.paths, source.holds, columns, source.max_bytes))
+        case WikipediaSource(dump=str(dump)):
+            path = wikipedia.fetched(source.name, dump, scratch / f"{source.name}-dump", tell)
+            return wikipedia.DumpRows(source.name, path, source.language, source.workers)
+        case WikipediaSource():
+            version = f"{source.date}.{source.language}"
+            columns = Columns(title="title", url="url")
+            return DatasetRows(
+                DatasetOptions(source.name, source.path, version, "train", source.revision, columns=columns), parts
+            )
+        case BookCorpusSource():
+            options = DatasetOptions(
+                source.name, source.path, None, source.split, source.revision, columns=Columns(text=source.column)
+            )
+            return bookcorpus.BookRows(options, source.sentences, parts)
+    raise AssertionError(source)

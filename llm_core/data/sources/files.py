@@ -1,90 +1,249 @@
-"""Local files as a source: txt, md and html are one document each; jsonl and parquet hold rows."""
+"""Local files as a source: html, txt and md are one document each; jsonl, json and parquet hold rows, warc pages.
+
+Every one may be compressed (.gz, .zst). A malformed row ends the run with its file and line, because a run that goes on
+would lose an unknown part; a file that cannot be read as a whole is counted, named in the report, and left out.
+"""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from llm_core.contract import BadInput
 from llm_core.data.extract import decode
-from llm_core.data.sources.rows import Columns, shape
+from llm_core.data.sources.archives import Archive
+from llm_core.data.sources.rows import Columns, Row, shape
 
 WHOLE = {".txt": "text/plain", ".md": "text/markdown", ".html": "text/html", ".htm": "text/html"}
-ROWS = (".jsonl", ".jsonl.gz", ".parquet")
+ROWS = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
+ARCHIVES = frozenset({".warc", ".arc"})
+PACKED = (".gz", ".zst")
+KINDS = "html, txt, md, jsonl, json, parquet or warc, each also as .gz or .zst"
+MAX_NAMED = 1_000
+"""Unreadable files that are named; further ones are only counted."""
+_PROBE = 1_000
 
 
-def rows(paths: Iterable[str], holds: str, columns: Columns) -> Iterator[dict[str, Any]]:
-    """Raw rows of all files, in the order of their names. `holds` is text, dialogues or preferences.
+@dataclass(frozen=True, slots=True)
+class FilesOptions:
+    """Which files, and what they hold. `source` is the source's name, for messages; `max_bytes` is for whole files."""
 
-    Raises `BadInput` naming the path that matches nothing, or the file and line that cannot be read.
+    source: str
+    paths: tuple[str, ...]
+    holds: str = "text"
+    columns: Columns = field(default_factory=Columns)
+    max_bytes: int = 50_000_000
+
+
+class FileRows:
+    """Raw rows of all files, in the order of their names: a `Resumable`."""
+
+    def __init__(self, options: FilesOptions) -> None:
+        """Find the files. Raises `BadInput` naming the path that matches nothing."""
+        self.options = options
+        self.skipped: Counter[str] = Counter()
+        self.unreadable: list[dict[str, str | float]] = []
+        self._files, self._ignored = find(options.paths, options.source)
+        if options.holds != "text":
+            self._ignored += [path for path in self._files if suffix(path) not in ROWS]
+            self._files = [path for path in self._files if suffix(path) in ROWS]
+        self._file, self._row = 0, 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How many files are read, and which types lie beside them unread."""
+        ignored = Counter(path.suffix.lower() or "no suffix" for path in self._ignored)
+        return {"files": len(self._files), "ignored files": dict(sorted(ignored.items()))}
+
+    @property
+    def key(self) -> str:
+        """The options with names, sizes and dates of the files."""
+        hasher = xxhash.xxh3_128()
+        for path in self._files:
+            known = path.stat()
+            hasher.update(f"{path}\0{known.st_size}\0{known.st_mtime_ns}\0".encode(errors="replace"))
+        return json.dumps([asdict(self.options), hasher.hexdigest()])
+
+    def state(self) -> Any:
+        """The file and the row in it, and what could not be read so far."""
+        return {"file": self._file, "row": self._row, "unreadable": list(self.unreadable)}
+
+    def rows(self, state: Any) -> Iterator[Row]:
+        """Raw rows behind `state`. Raises `BadInput` naming the file and line of a malformed row."""
+        start = state or {"file": 0, "row": 0, "unreadable": []}
+        self.unreadable = list(start["unreadable"])
+        for number in range(start["file"], len(self._files)):
+            seen = start["row"] if number == start["file"] else 0
+            path = self._files[number]
+            self._file, self._row = number, 0
+            if suffix(path) in ROWS:
+                yield from shape(
+                    self._behind(self._table(path), seen),
+                    self.options.holds,
+                    self.options.columns,
+                    place=lambda path=path: f"{path}, {_unit(path)} {self._row}",  # type: ignore[misc]
+                    skipped=self.skipped,
+                )
+            else:
+                yield from self._behind(self._pages(path) if suffix(path) in ARCHIVES else self._whole(path), seen)
+
+    def _behind(self, rows: Iterator[Row], seen: int) -> Iterator[Row]:
+        """The rows after the line or row `seen`."""
+        for row in rows:
+            if self._row > seen:
+                yield row
+
+    def _table(self, path: Path) -> Iterator[Row]:
+        kind = suffix(path)
+        try:
+            if kind == ".parquet":
+                yield from self._parquet(path)
+            elif kind == ".json":
+                yield from self._json_array(path)
+            else:
+                yield from self._json_lines(path)
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise BadInput(f"{path}, {_unit(path)} {self._row + 1}: cannot be read ({error})") from error
+
+    def _json_lines(self, path: Path) -> Iterator[Row]:
+        with opened(path) as file:
+            for self._row, line in enumerate(file, 1):
+                if line.strip():
+                    yield _object(line, f"{path}, line {self._row}")
+
+    def _json_array(self, path: Path) -> Iterator[Row]:
+        with opened(path) as file:
+            try:
+                values = json.loads(file.read())
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"{path}: no JSON ({error})") from error
+        if not isinstance(values, list):
+            raise BadInput(f"{path}: an array of objects is needed, not {type(values).__name__}")
+        for self._row, value in enumerate(values, 1):
+            if not isinstance(value, dict):
+                raise BadInput(f"{path}, item {self._row}: a JSON object is needed, not {type(value).__name__}")
+            yield value
+
+    def _parquet(self, path: Path) -> Iterator[Row]:
+        packed = path.name.lower().endswith(PACKED)
+        with opened(path) as handle, pq.ParquetFile(pa.BufferReader(handle.read()) if packed else path) as file:
+            for batch in file.iter_batches(1_000):
+                for row in batch.to_pylist():
+                    self._row += 1
+                    yield row
+
+    def _whole(self, path: Path) -> Iterator[Row]:
+        """A file as one document; one that cannot be read is counted."""
+        self._row = 1
+        limit = self.options.max_bytes
+        try:
+            with opened(path) as file:
+                data = file.read(limit + 1)
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            self._leave_out(path, str(error) or type(error).__name__)
+            return
+        text = "" if len(data) > limit else decode(data)
+        if len(data) > limit:
+            self._leave_out(path, f"larger than max_bytes, {limit}")
+        elif "\0" in text[:_PROBE]:
+            self._leave_out(path, "binary, not text")
+        else:
+            kind = WHOLE.get(suffix(path), "text/plain")
+            title = None if kind == "text/html" else Path(_unpacked(path.name)).stem
+            yield {"url": path.as_posix(), "title": title, "text": text, "content_type": kind}
+
+    def _pages(self, path: Path) -> Iterator[Row]:
+        """The responses in a WARC file; its broken records are counted."""
+        archive = Archive(path, max_bytes=self.options.max_bytes)
+        for page in archive.pages():
+            self._row += 1
+            if page.status == 200:
+                yield {"url": page.url, "text": decode(page.body), "content_type": page.content_type or page.mime}
+            else:
+                self.skipped["status"] += 1
+        for fault in archive.faults:
+            self._leave_out(path, str(fault), archive.records)
+        if archive.faults == [] and not self._row:
+            self._leave_out(path, "no response records", archive.records)
+
+    def _leave_out(self, path: Path, problem: str, records: int = 0) -> None:
+        self.skipped["unreadable"] += 1
+        if len(self.unreadable) < MAX_NAMED:
+            self.unreadable.append({"file": path.as_posix(), "problem": problem, "records": records})
+
+
+def _object(line: bytes, place: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{place}: no JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise BadInput(f"{place}: a JSON object is needed, not {type(row).__name__}")
+    return row
+
+
+def _unit(path: Path) -> str:
+    return {".jsonl": "line", ".ndjson": "line", ".json": "item"}.get(suffix(path), "row")
+
+
+def _unpacked(name: str) -> str:
+    lower = name.lower()
+    return name[: lower.rindex(".")] if lower.endswith(PACKED) else name
+
+
+def suffix(path: Path) -> str:
+    """What a file holds by its name, in lower case: .html for page.HTML.gz."""
+    return Path(_unpacked(path.name)).suffix.lower()
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file's bytes, decompressed on the way."""
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if name.endswith(".zst"):
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
+    return open(path, "rb")
+
+
+def find(patterns: Iterable[str], source: str = "files") -> tuple[list[Path], list[Path]]:
+    """(files of known types that the patterns name, other files there), each once, sorted.
+
+    A file that is named itself, not found in a folder or by a pattern, is read whatever its type, as plain text if the
+    type is unknown. Raises `BadInput` naming a pattern that matches nothing or a folder that cannot be listed.
     """
-    for path in find(paths):
-        reader = _reader(path)
-        if reader is not None:
-            yield from shape(reader(path), holds, columns)
-        elif holds == "text":
-            yield _whole(path)
-
-
-def find(patterns: Iterable[str]) -> list[Path]:
-    """The files of known types that the patterns name, each once, sorted."""
     found: set[Path] = set()
+    ignored: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern)
         if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            matches = [p for p in path.rglob("*") if p.is_file() and _known(p)]
-        else:
-            root = Path(path.anchor) if path.is_absolute() else Path()
-            matches = [p for p in root.glob(str(path.relative_to(root))) if p.is_file() and _known(p)]
-        if not matches:
-            raise BadInput(
-                f"acquire.sources.paths: {pattern!r} matches no file of type txt, md, html, jsonl or parquet"
-            )
-        found.update(matches)
-    return sorted(found)
+            found.add(path)
+            continue
+        root = Path(path.anchor) if path.is_absolute() else Path()
+        present = _inside(path) if path.is_dir() else [p for p in root.glob(str(path.relative_to(root))) if p.is_file()]
+        known = {p for p in present if suffix(p) in WHOLE or suffix(p) in ROWS or suffix(p) in ARCHIVES}
+        if not known:
+            raise BadInput(f"acquire.sources: {source!r}: paths: {pattern!r} matches no file of type {KINDS}")
+        found |= known
+        ignored |= set(present) - known
+    return sorted(found), sorted(ignored - found)
 
 
-def _known(path: Path) -> bool:
-    return path.suffix.lower() in WHOLE or path.name.lower().endswith(ROWS)
+def _inside(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise BadInput(f"{error.filename}: the folder cannot be listed ({error.strerror})")
 
-
-def _reader(path: Path) -> Callable[[Path], Iterator[Mapping[str, Any]]] | None:
-    name = path.name.lower()
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        return _json_lines
-    return _parquet if name.endswith(".parquet") else None
-
-
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise BadInput(f"{path}, line {number}: no JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise BadInput(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}")
-                yield row
-
-
-def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(1_000):
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: no readable Parquet file ({error})") from error
-
-
-def _whole(path: Path) -> dict[str, Any]:
-    kind = WHOLE.get(path.suffix.lower(), "text/plain")
-    title = None if kind == "text/html" else path.stem
-    return {"url": path.as_posix(), "title": title, "text": decode(path.read_bytes()), "content_type": kind}
+    walk = os.walk(folder, onerror=refuse)
+    return [Path(place) / name for place, _, names in walk for name in names if (Path(place) / name).is_file()]

@@ -1,0 +1,269 @@
+"""Pages in WARC files: fastwarc reads; what it lets pass is caught here.
+
+fastwarc gives a record that was cut off as if it were whole, and stops for good at the first broken one. So every body
+is compared with the length that its record announces, and reading goes on behind a broken place at the next one where a
+record begins. What was wrong is kept as a list, and never ends the reading.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+from fastwarc import ArchiveIterator, WarcRecordType
+
+GZIP = b"\x1f\x8b\x08"
+MAX_FAULTS = 100
+"""Faults of one file that are kept with their place; further ones are only counted."""
+_BLOCK = 1 << 16
+_LANGUAGES = b"languages-cld2:"
+_CODE = re.compile(r"[a-z]{2,3}")
+Admit = Callable[[str, int, str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A place in a file that could not be read, offset in bytes."""
+
+    offset: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.problem} at byte {self.offset:,}"
+
+
+@dataclass(slots=True)
+class WarcPage:
+    """A response with its decoded body.
+
+    `end` is where its gzip member ends; None if the record has no whole member of its own or its body was encoded, so
+    that the file's bytes cannot be taken over as they are. `languages`: codes of the main language, ISO 639-1 and -3.
+    """
+
+    url: str
+    status: int
+    mime: str
+    content_type: str | None
+    date: str
+    record_id: str
+    offset: int
+    body: bytes
+    encoded: bool = False
+    end: int | None = None
+    languages: tuple[str, ...] = ()
+    etag: str | None = None
+    last_modified: str | None = None
+    robots: str | None = None
+
+
+class Archive:
+    """One WARC file, read once from its start; what is counted here grows as `pages` goes on.
+
+    `records` of any type, `refused` responses by reason, `faults` with their places (the first hundred) and their
+    number. `info_end` is where the file's first record ends, if that is a warcinfo with a gzip member of its own.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int = 100_000_000, admit: Admit | None = None) -> None:
+        """`admit(url, status, mime)` gives the reason why a response is not wanted, or None."""
+        self.path = path
+        self.records = 0
+        self.refused: Counter[str] = Counter()
+        self.faults: list[Fault] = []
+        self.fault_count = 0
+        self.info_end: int | None = None
+        self._max_bytes = max_bytes
+        self._admit = admit
+        self._at = 0
+        with open(path, "rb") as file:
+            head = file.read(4096)
+        self._packed, self._head = head.startswith(GZIP), head_of(head)
+
+    def pages(self) -> Iterator[WarcPage]:
+        """The responses that are admitted and whole, in the order of the file."""
+        start: int | None = 0
+        while start is not None:
+            self._at = start
+            try:
+                yield from self._run(start)
+                return
+            except OSError as error:
+                self._broken(self._at, self._problem(error))
+            start = self._next_record(self._at + 1)
+
+    def _run(self, start: int) -> Iterator[WarcPage]:
+        waiting: WarcPage | None = None
+        previous = -1
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            records = iter(ArchiveIterator(file, record_types=WarcRecordType.any_type))
+            while True:
+                try:
+                    record = next(records, None)
+                except OSError:
+                    if waiting is not None:
+                        yield from self._before_a_break(waiting)
+                    raise
+                if record is None:
+                    break
+                self.records += 1
+                self._at = offset = start + record.stream_pos
+                if waiting is not None:
+                    # A metadata record that follows belongs to the response; it says which language Common Crawl saw.
+                    if record.record_type is WarcRecordType.metadata:
+                        waiting.languages = languages_of(record.reader.read()) or waiting.languages
+                    yield self._with_end(waiting, previous, offset)
+                    waiting = None
+                if previous == 0 and self._packed and offset and self.records == 2:
+                    self.info_end = offset
+                if record.record_type is WarcRecordType.response:
+                    waiting = self._page(record, offset)
+                    if waiting is not None and offset == previous:
+                        waiting.encoded = True  # it shares its member with the record before it
+                previous = offset
+        if waiting is not None:
+            waiting.end = self._last_end(waiting)
+            yield waiting
+
+    def _with_end(self, page: WarcPage, previous: int, end: int) -> WarcPage:
+        page.end = end if self._packed and not page.encoded and end > page.offset and previous == page.offset else None
+        return page
+
+    def _last_end(self, page: WarcPage) -> int | None:
+        """Where the last page's member ends, which no following record says."""
+        if not self._packed:
+            return None
+        end = member_end(self.path, page.offset)
+        if end is None:
+            self._broken(page.offset, "the last gzip member is cut off")
+        return None if page.encoded else end
+
+    def _before_a_break(self, page: WarcPage) -> Iterator[WarcPage]:
+        """A page whose following record cannot be read: is it whole itself?"""
+        end = member_end(self.path, page.offset) if self._packed else None
+        if end is not None or not self._packed:
+            page.end = None if page.encoded else end
+            self._at = end if end is not None else self._at
+            yield page
+
+    def _page(self, record: Any, offset: int) -> WarcPage | None:
+        url = (record.headers.get("WARC-Target-URI") or "").strip("<>")  # WARC 1.0's grammar has them, by mistake
+        http = record.http_headers
+        status = http.status_code if http is not None else None
+        if status is None:
+            self.refused["no_http"] += 1
+            return None
+        content_type = http.get("Content-Type")
+        said = record.headers.get("WARC-Identified-Payload-Type") or content_type or ""
+        mime = said.partition(";")[0].strip().lower()
+        reason = self._admit(url, status, mime) if self._admit else None
+        if reason is None and record.content_length > self._max_bytes:
+            reason = "too_large"
+        if reason is not None:
+            self.refused[reason] += 1
+            return None
+        body = record.reader.read()
+        if len(body) != record.content_length:
+            self._broken(offset, f"cut off: {len(body):,} of {record.content_length:,} bytes")
+            return None
+        encodings = [(name, http.get(name)) for name in ("Content-Encoding", "Transfer-Encoding")]
+        named = [(name, value) for name, value in encodings if value and value.strip().lower() != "identity"]
+        if named and (body := self._decoded(body, named, offset)) is None:
+            return None
+        return WarcPage(
+            url, status, mime, content_type, record.headers.get("WARC-Date") or "", record.record_id or "", offset,
+            body, bool(named), None, _codes(http.get("Content-Language")),
+            http.get("ETag"), http.get("Last-Modified"), http.get("X-Robots-Tag"),
+        )  # fmt: skip
+
+    def _decoded(self, body: bytes, encodings: list[tuple[str, str]], offset: int) -> bytes | None:
+        """A body without its encodings, by fastwarc; None, and counted, if it cannot be decoded or grows too large."""
+        head = "HTTP/1.1 200 OK\r\n" + "".join(f"{name}: {value}\r\n" for name, value in encodings) + "\r\n"
+        block = head.encode("latin-1", "replace") + body
+        kind = "WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
+        warc = f"{kind}Content-Length: {len(block)}\r\n\r\n".encode() + block + b"\r\n\r\n"
+        try:
+            record = next(iter(ArchiveIterator(BytesIO(warc), auto_decode="all")))
+            plain: bytes = record.reader.read(self._max_bytes + 1)
+        except (OSError, StopIteration) as error:
+            self._broken(offset, f"a body that cannot be decoded ({error})")
+            return None
+        if len(plain) > self._max_bytes:
+            self.refused["too_large"] += 1
+            return None
+        return plain
+
+    def _broken(self, offset: int, problem: str) -> None:
+        self.fault_count += 1
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(Fault(offset, problem))
+
+    def _problem(self, error: OSError) -> str:
+        if self._at == 0 and self._head.startswith(b"filedesc:"):
+            return "an ARC file, not a WARC file,"
+        return str(error) or type(error).__name__
+
+    def _next_record(self, position: int) -> int | None:
+        """The next place at or behind `position` where a record begins; None if there is none."""
+        mark = GZIP if self._packed else b"\r\nWARC/1."
+        with open(self.path, "rb") as file:
+            if file.seek(0, 2) == 0:
+                return None
+            with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+                while (found := data.find(mark, position)) >= 0:
+                    if not self._packed:
+                        return found + 2
+                    if head_of(data[found : found + 4096]).startswith(b"WARC/"):
+                        return found
+                    position = found + 1
+        return None
+
+
+def head_of(data: bytes) -> bytes:
+    """The first bytes, decompressed if a gzip member begins there."""
+    try:
+        return zlib.decompressobj(31).decompress(data[:4096], 64) if data.startswith(GZIP) else data[:64]
+    except zlib.error:
+        return b""
+
+
+def member_end(path: Path, offset: int) -> int | None:
+    """Where the gzip member that begins at `offset` ends; None if it is cut off or its checksum is wrong."""
+    inflater = zlib.decompressobj(31)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while block := file.read(_BLOCK):
+            try:
+                inflater.decompress(block)
+            except zlib.error:
+                return None
+            if inflater.eof:
+                return file.tell() - len(inflater.unused_data)
+    return None
+
+
+def languages_of(metadata: bytes) -> tuple[str, ...]:
+    """Codes of the main language in Common Crawl's metadata record: ISO 639-1, if there is one, and 639-3."""
+    place = metadata.find(_LANGUAGES)
+    if place < 0:
+        return ()
+    line = metadata[place + len(_LANGUAGES) :].partition(b"\n")[0]
+    try:
+        found = json.loads(line).get("languages") or []
+        return tuple(code for code in (found[0].get("code"), found[0].get("code-iso-639-3")) if code) if found else ()
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return ()
+
+
+def _codes(header: str | None) -> tuple[str, ...]:
+    """The languages that a Content-Language header names, without their regions: "en-US, de" gives en and de."""
+    return (
+        tuple(_CODE.findall(" ".join(part.partition("-")[0] for part in header.lower().split(",")))) if header else ()
+    )
