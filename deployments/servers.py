@@ -69,10 +69,10 @@ def ensure(project: Path) -> dict[str, str]:
     return {server.variable: os.environ[server.variable] for server in SERVERS}
 
 
-def stop(project: Path) -> list[str]:
-    """Stop the worker and the servers of this project; the names of those that were running."""
+def stop(project: Path, which: tuple[Server, ...] | None = None) -> list[str]:
+    """Stop the worker and the servers of this project, or some of them; the names of those that were running."""
     stopped = []
-    for server in (WORKER, *SERVERS):  # the worker first: without its server it would only complain
+    for server in which or (WORKER, *SERVERS):  # the worker first: without its server it would only complain
         process = _running(project, server)
         if process:
             _end_tree(process)
