@@ -1,69 +1,77 @@
 """Byte-level BPE: trained by `tokenizers`, encoded by tiktoken, saved so that `transformers` opens it.
 
-A tokenizer is its ranks (the bytes of each token and its place), the pattern that cuts text into words, and special
-tokens with ids after all others. Special tokens are added by id only: text that spells one is encoded as plain text.
+Special tokens are added by id only: text that spells one is encoded as plain text. Any text that Python holds can be
+encoded; what is no Unicode (lone surrogates) becomes U+FFFD, everything else comes back byte for byte.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tiktoken
 
 from llm_core.contract import BadInput
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-DIGITS1 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""GPT-2's pattern with every digit a word of its own, so that 17 is 1 7 wherever it stands."""
-END, USER, ASSISTANT, SYSTEM, TURN_END, PAD = (
-    "<|endoftext|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|system|>",
-    "<|end|>",
-    "<|pad|>",
+from llm_core.data import vocabulary as files
+from llm_core.data.vocabulary import (
+    ASSISTANT,
+    DIGITS1,
+    END,
+    GPT2,
+    PAD,
+    SPECIALS,
+    SYSTEM,
+    TURN_END,
+    USER,
+    Vocabulary,
+    merges,
 )
-SPECIALS = (END, USER, ASSISTANT, SYSTEM, TURN_END, PAD)
+
+__all__ = [
+    "ASSISTANT",
+    "DIGITS1",
+    "END",
+    "GPT2",
+    "PAD",
+    "SPECIALS",
+    "SYSTEM",
+    "TURN_END",
+    "USER",
+    "Tokenizer",
+    "gpt2",
+    "gpt2_at_hand",
+    "merges",
+    "train",
+]
+
 GPT2_NAMES = (("vocab.json", "merges.txt"), ("gpt2_vocab.json", "gpt2_merges.txt"))
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def byte_letters() -> dict[int, str]:
-    """The printable letter that stands for each byte in vocab.json and tokenizer.json (Radford et al. 2019)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {byte: chr(byte) for byte in plain}
-    for byte in range(256):
-        letters.setdefault(byte, chr(256 + len(letters) - len(plain)))
-    return letters
-
-
-_LETTERS = byte_letters()
-_BYTES = {letter: byte for byte, letter in _LETTERS.items()}
-
-
-def _spell(token: bytes) -> str:
-    return "".join(_LETTERS[byte] for byte in token)
-
-
-def _unspell(letters: str) -> bytes:
-    return bytes(_BYTES[letter] for letter in letters)
+GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+CACHE_VARIABLES = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
+PATIENCE_SECONDS = 3.0
+LONGEST_RUN = 1_000
+"""Characters of a run without (or of nothing but) white space that training takes as one: each merge walks through all
+of a word, so that a word of megabytes would take hours. Encoding cuts no words."""
+_LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}}")
+_LONG_SPACE = re.compile(r"\s{100000}")
 
 
 class Tokenizer:
     """Text to ids and back. `ranks` maps the bytes of each token to its id; the ids of `specials` come after."""
 
     def __init__(self, ranks: Mapping[bytes, int], pattern: str, specials: Mapping[str, int]) -> None:
-        self.ranks = dict(ranks)
-        self.pattern = pattern
-        self.specials = dict(specials)
+        self.vocabulary = Vocabulary(dict(ranks), pattern, dict(specials))
+        self.ranks, self.pattern, self.specials = self.vocabulary.ranks, pattern, self.vocabulary.specials
         self.vocab_size = len(self.ranks) + len(self.specials)
+        if END not in self.specials:
+            raise BadInput(f"tokenizer: it has no special token {END}, which ends a document")
         self.end_id = self.specials[END]
         ids = sorted([*self.ranks.values(), *self.specials.values()])
         if ids != list(range(self.vocab_size)):
@@ -75,13 +83,31 @@ class Tokenizer:
             "groundup", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials
         )
 
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of the vocabulary: equal digests mean equal ids of any text."""
+        return self.vocabulary.digest()
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text; never a special token's."""
-        return self._encoding.encode_ordinary(text)
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        return [self._encoding.encode_ordinary(text) for text in texts]
+        return [self.encode(text) for text in texts]
+
+    def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
+        """Ids of a text as an array [n]; never a special token's."""
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:
+            return self.encode_array(_as_unicode(text))
+        except ValueError:  # the pattern backtracks over at most a million characters of white space
+            pieces = _cut(text, _LONG_SPACE)
+            if len(pieces) == 1:
+                raise
+            return np.concatenate([self.encode_array(piece) for piece in pieces])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; bytes that are no UTF-8 become replacement characters."""
@@ -91,71 +117,105 @@ class Tokenizer:
         return Tokenizer, (self.ranks, self.pattern, self.specials)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, as `transformers` reads them."""
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "tokenizer.json", _as_hugging_face(self))
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": TURN_END if TURN_END in self.specials else END,
-            "bos_token": END,
-            "pad_token": PAD if PAD in self.specials else END,
-            "clean_up_tokenization_spaces": False,
-        }
-        if USER in self.specials:
-            config["chat_template"] = CHAT_TEMPLATE
-        _write_json(folder / "tokenizer_config.json", config)
+        """Write the files that `tokenizers` and `transformers` read, and those of tiktoken."""
+        files.write(self.vocabulary, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read what `save` wrote. Raises `BadInput` naming the file that is missing or of another kind."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise BadInput(f"{path}: no tokenizer here")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        specials = {token["content"]: token["id"] for token in values["added_tokens"]}
-        try:
-            pattern = values["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-            ranks = {_unspell(letters): rank for letters, rank in values["model"]["vocab"].items()}
-        except (KeyError, TypeError, IndexError) as error:
-            raise BadInput(f"{path}: this tokenizer was not made here; no byte-level BPE with a pattern") from error
-        return cls(ranks, pattern, specials)
+        """Read tokenizer.json. Raises `BadInput` naming the file if it is missing or of another kind."""
+        return cls._of(files.read_tokenizer_json(Path(folder) / files.TOKENIZER_JSON))
+
+    @classmethod
+    def load_tiktoken(cls, folder: Path) -> Tokenizer:
+        """Read vocab.tiktoken and encoding.json. Raises `BadInput` naming the file that cannot be read."""
+        return cls._of(files.read_tiktoken(Path(folder)))
 
     @classmethod
     def from_gpt2(cls, vocab_json: Path, merges_txt: Path) -> Tokenizer:
         """GPT-2's tokenizer from its two files. Raises `BadInput` if the two do not belong together."""
-        vocab: dict[str, int] = json.loads(Path(vocab_json).read_text(encoding="utf-8"))
-        specials = {name: vocab.pop(name) for name in (END,) if name in vocab}
-        ranks = {_unspell(letters): rank for letters, rank in vocab.items()}
-        lines = Path(merges_txt).read_text(encoding="utf-8").splitlines()
-        merges = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
-        for place, pair in enumerate(merges):
-            if ranks.get(_unspell("".join(pair))) != 256 + place:
-                raise BadInput(
-                    f"{merges_txt}: merge {place + 1} makes {''.join(pair)!r}, which {vocab_json} has not there"
-                )
-        return cls(ranks, GPT2, specials)
+        return cls._of(files.read_gpt2(vocab_json, merges_txt))
+
+    @classmethod
+    def _of(cls, found: Vocabulary) -> Tokenizer:
+        return cls(found.ranks, found.pattern, found.specials)
 
 
-def gpt2(folder: Path | None) -> Tokenizer:
-    """GPT-2's tokenizer from the files in `folder`; without one, from tiktoken's cache or the network.
+def _as_unicode(text: str) -> str:
+    """Surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-    Raises `BadInput` with one sentence if it can be had from neither.
+
+def _cut(text: str, long: re.Pattern[str]) -> list[str]:
+    """`text` in pieces that end where a match of `long` ends."""
+    cuts = [0, *(match.end() for match in long.finditer(text)), len(text)]
+    return [text[start:stop] for start, stop in itertools.pairwise(cuts) if start < stop]
+
+
+def gpt2(folder: Path | None, cache: Path | None = None) -> Tokenizer:
+    """GPT-2's tokenizer from the files in `folder`; without one, by tiktoken from `cache`, else from the network.
+
+    `cache` None takes the folder that TIKTOKEN_CACHE_DIR names, else one in the user's cache. Raises `BadInput` with
+    one sentence, within seconds, if it can be had from neither.
     """
     if folder is not None:
-        for vocab, merges in GPT2_NAMES:
-            if (folder / vocab).is_file() and (folder / merges).is_file():
-                return Tokenizer.from_gpt2(folder / vocab, folder / merges)
+        for vocab, pairs in GPT2_NAMES:
+            if (folder / vocab).is_file() and (folder / pairs).is_file():
+                return Tokenizer.from_gpt2(folder / vocab, folder / pairs)
         raise BadInput(
             f"tokenize.gpt2_files: {folder} holds neither vocab.json and merges.txt nor the same with gpt2_ before"
         )
+    with _cache_at(cache):
+        try:
+            if not _cached():
+                _reach()
+            encoding = tiktoken.get_encoding("gpt2")
+        except Exception as error:  # requests raises many kinds, and all mean the same here
+            raise BadInput(
+                "tokenize.gpt2_files: GPT-2's tokenizer cannot be downloaded from here; name a folder with its"
+                " vocab.json and merges.txt"
+            ) from error
+    return Tokenizer(dict(encoding._mergeable_ranks), GPT2, {END: encoding.eot_token})
+
+
+def gpt2_at_hand(folder: Path | None, cache: Path | None = None) -> Tokenizer | None:
+    """GPT-2's tokenizer if that takes no network, else None."""
+    with _cache_at(cache):
+        found = folder is not None or _cached()
+    return gpt2(folder, cache) if found else None
+
+
+@contextmanager
+def _cache_at(cache: Path | None) -> Iterator[None]:
+    """tiktoken keeps what it fetches in a temporary folder unless a variable of the environment names another."""
+    if cache is None and any(name in os.environ for name in CACHE_VARIABLES):
+        yield
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    old = os.environ.get(CACHE_VARIABLES[0])
+    os.environ[CACHE_VARIABLES[0]] = str(cache or base / "groundup" / "tiktoken")
     try:
-        encoding = tiktoken.get_encoding("gpt2")
-    except Exception as error:  # requests raises many kinds, and all mean the same here
-        raise BadInput(
-            "tokenize.gpt2_files: GPT-2's tokenizer cannot be downloaded from here; name a folder with its two files"
-        ) from error
-    ranks = dict(encoding._mergeable_ranks)
-    return Tokenizer(ranks, GPT2, {END: encoding.eot_token})
+        yield
+    finally:
+        if old is None:
+            del os.environ[CACHE_VARIABLES[0]]
+        else:
+            os.environ[CACHE_VARIABLES[0]] = old
+
+
+def _cached() -> bool:
+    """Whether tiktoken would read both files of GPT-2 from its cache."""
+    import hashlib
+
+    folder = next((os.environ[name] for name in CACHE_VARIABLES if name in os.environ), "")
+    addresses = (GPT2_ADDRESS, GPT2_ADDRESS.replace("vocab.bpe", "encoder.json"))
+    return bool(folder) and all((Path(folder) / hashlib.sha1(a.encode()).hexdigest()).is_file() for a in addresses)
+
+
+def _reach() -> None:
+    """Raise at once where the network is out of reach: tiktoken itself would wait without end."""
+    import requests
+
+    requests.head(GPT2_ADDRESS, timeout=PATIENCE_SECONDS).raise_for_status()
 
 
 def train(texts: Iterable[str], vocab_size: int, pattern: str = GPT2, specials: Sequence[str] = SPECIALS) -> Tokenizer:
@@ -183,60 +243,33 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str = GPT2, specials: 
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    made.train_from_iterator(texts, trainer)
-    ranks = {_unspell(letters): rank for letters, rank in made.get_vocab().items()}
+    made.train_from_iterator(_trainable(texts), trainer)
+    ranks = {files.unspell(letters): rank for letters, rank in made.get_vocab().items()}
     return Tokenizer(ranks, pattern, {name: len(ranks) + place for place, name in enumerate(specials)})
 
 
-def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The pair that makes each token of two bytes or more, in the order of the ranks."""
-    pairs = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        if len(token) > 1:
-            pairs.append(_halves(token, rank, ranks))
-    return pairs
+def _trainable(texts: Iterable[str]) -> Iterator[str]:
+    """The texts as Unicode, in pieces where they hold very long words."""
+    for text in texts:
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                yield from _cut(_as_unicode(text), _LONG_RUN)
+                continue
+        if _has_long_run(text):
+            yield from _cut(text, _LONG_RUN)
+        else:
+            yield text
 
 
-def _halves(token: bytes, rank: int, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts of a token that are left when every merge of a lower rank was applied."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        ranked = [(ranks.get(parts[i] + parts[i + 1], rank), i) for i in range(len(parts) - 1)]
-        best, place = min(ranked)
-        if best >= rank:
-            raise BadInput(f"tokenizer: token {token!r} cannot be made from tokens of lower rank")
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return parts[0], parts[1]
+def _has_long_run(text: str) -> bool:
+    """Whether a run of twice LONGEST_RUN may be in it: then a block at a multiple of LONGEST_RUN lies inside the run.
 
-
-def _as_hugging_face(tokenizer: Tokenizer) -> dict[str, Any]:
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    by_id = sorted(tokenizer.specials.items(), key=lambda item: item[1])
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": number, "content": name, **flags} for name, number in by_id],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {_spell(token): rank for token, rank in sorted(tokenizer.ranks.items(), key=lambda item: item[1])},
-            "merges": [[_spell(left), _spell(right)] for left, right in merges(tokenizer.ranks)],
-        },
-    }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    Looks at the first word of each block only, where a search by pattern would cost an eighth of the training.
+    """
+    for start in range(0, len(text) - LONGEST_RUN + 1, LONGEST_RUN):
+        block = text[start : start + LONGEST_RUN]
+        if block.isspace() or len(block.split(None, 1)[0]) == LONGEST_RUN:
+            return True
+    return False

@@ -34,7 +34,7 @@ def run(config: SftConfig, *, base: Path, shards: Path, out: Path, scratch: Path
     lanes = 1 if model.config.dropout else config.passes
     machine = prepare(config.threads, config.device, config.precision, lanes)
     model.to(machine.device)
-    _check_vocabulary(model, data)
+    _check_vocabulary(model, base, data)
     held_out = HeldOut(data, model.config.context)
     result = _train(model, config, data, held_out, machine, scratch, emit)
     figures = held_out.figures(model)
@@ -45,10 +45,12 @@ def run(config: SftConfig, *, base: Path, shards: Path, out: Path, scratch: Path
     return Report(summary | training | {"steps": result.steps}, samples=held_out.samples(model, config))
 
 
-def _check_vocabulary(model: Transformer, data: Shards) -> None:
+def _check_vocabulary(model: Transformer, base: Path, data: Shards) -> None:
+    """Ids of another tokenizer would be other words, whatever their number."""
     if model.config.vocab_size < data.vocab_size:
         sizes = f"{data.vocab_size} tokens, the base model knows {model.config.vocab_size}"
         raise BadInput(f"shards: the tokenizer has {sizes}; run pretrain on these shards")
+    data.require_tokenizer(base)
 
 
 def _train(

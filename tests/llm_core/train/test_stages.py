@@ -11,7 +11,7 @@ from llm_core.artifacts import digest, new_product, read_manifest
 from llm_core.contract import BadInput, Event, Metric, Progress, Report, Resumed, Stop
 from llm_core.data import bpe, dialogue
 from llm_core.data.bpe import Tokenizer
-from llm_core.data.shards import KINDS, ShardWriter
+from llm_core.data.shards import KINDS, ShardWriter, describe
 from llm_core.model.checkpoint import load_model
 from llm_core.settings.pretrain import PretrainConfig
 from llm_core.settings.sft import SftConfig
@@ -32,7 +32,7 @@ def make_shards(out: Path, dialogues: int = 60) -> Path:
     """Shards as tokenize writes them, of pages from a tiny grammar and questions with one-word answers."""
     texts = {"train": pages(30, 1), "validation": pages(4, 2)}
     tokenizer = bpe.train(texts["train"], 300, bpe.DIGITS1)
-    facts = {"dtype": "<u2", "vocab_size": tokenizer.vocab_size, "end_id": tokenizer.end_id, "kinds": list(KINDS)}
+    facts = describe(tokenizer)
     splits = {}
     with new_product(out, "shards", facts) as product:
         tokenizer.save(product / "tokenizer")

@@ -1,0 +1,168 @@
+"""What a worker of `tokenize` does: read a slice of the corpus, encode it, count. Importable without a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from llm_core.contract import BadInput
+from llm_core.data import dialogue
+from llm_core.data.bpe import Tokenizer
+from llm_core.data.mixture import Part, copies, place_of
+from llm_core.data.reading import Slice, read
+from llm_core.data.shards import KINDS, SPLITS, dtype_for
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is alike for all slices.
+
+    `tokenizer`, `reference`: folders with a tokenizer in tiktoken's format, and the digest that tells it from another
+    at the same path. `compared`: for each source the split and the limit of the documents that `reference` encodes too.
+    """
+
+    tokenizer: tuple[Path, str]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    reference: tuple[Path, str] | None = None
+    compared: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """UTF-8 bytes of texts, and the tokens that two tokenizers make of them."""
+
+    text_bytes: int = 0
+    tokens: int = 0
+    reference_tokens: int = 0
+
+    def add(self, other: Comparison) -> None:
+        """Add the counts of further texts."""
+        self.text_bytes += other.text_bytes
+        self.tokens += other.tokens
+        self.reference_tokens += other.reference_tokens
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A slice of documents. `uses` [vocabulary]: how often each id occurs in the training documents, repeats apart."""
+
+    parts: list[Part]
+    uses: Array
+    text_bytes: int
+    empty: int
+    compared: dict[str, Comparison]
+
+
+@dataclass(slots=True)
+class Conversations:
+    """Dialogues of one split of a slice: ids and mask one after the other, `lengths` and `kinds` [n]."""
+
+    split: str
+    ids: Array
+    mask: Array
+    lengths: Array
+    kinds: Array
+
+
+@lru_cache(2)
+def _load(folder: Path, digest: str) -> Tokenizer:  # noqa: ARG001  (it tells one tokenizer at a path from the next)
+    return Tokenizer.load_tiktoken(folder)
+
+
+@dataclass(slots=True)
+class _Gathering:
+    ids: list[Array] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    more: list[bool] = field(default_factory=list)
+    text_bytes: int = 0
+    more_bytes: int = 0
+
+    def part(self, source: str, split: str, dtype: str) -> Part:
+        ids = np.concatenate(self.ids, dtype=dtype, casting="unsafe")
+        lengths, more = np.asarray(self.lengths, dtype="u4"), np.asarray(self.more, dtype=bool)
+        return Part(source, split, ids, lengths, more, self.text_bytes, self.more_bytes)
+
+
+def encode_documents(job: tuple[Slice, Plan]) -> Encoded:
+    """Encode the documents of a slice, each with the end token behind it; empty ones are counted and left out."""
+    piece, plan = job
+    tokenizer = _load(*plan.tokenizer)
+    end = np.array([tokenizer.end_id], dtype=np.uint32)
+    found: dict[tuple[str, str], _Gathering] = {}
+    compared: dict[str, Comparison] = {}
+    total, empty = 0, 0
+    for batch in read(piece, ("id", "source", "split", "text")):
+        sizes = pc.binary_length(batch.column("text")).to_pylist()
+        columns = (batch.column(name).to_pylist() for name in ("id", "source", "split", "text"))
+        for key, source, split, text, size in zip(*columns, sizes, strict=True):
+            total += size or 0
+            weight = plan.weights.get(source, 1.0) if split == "train" else 1.0
+            if split not in SPLITS or not (times := copies(key, weight)):
+                continue
+            if not text:
+                empty += 1
+                continue
+            ids = tokenizer.encode_array(text)
+            gathering = found.setdefault((source, split), _Gathering())
+            gathering.ids += (ids, end)
+            gathering.lengths.append(len(ids) + 1)
+            more = times > int(weight)
+            gathering.more.append(more)
+            gathering.text_bytes += size
+            gathering.more_bytes += size if more else 0
+            if plan.reference is not None and _is_compared(plan, key, source, split):
+                reference = _load(*plan.reference).encode_array(text)
+                compared.setdefault(source, Comparison()).add(Comparison(size, len(ids), len(reference)))
+    dtype = dtype_for(tokenizer.vocab_size)
+    parts = [gathering.part(source, split, dtype) for (source, split), gathering in found.items()]
+    uses = _uses([part.ids for part in parts if part.split == "train"], tokenizer)
+    return Encoded(parts, uses, total, empty, compared)
+
+
+def _is_compared(plan: Plan, key: str, source: str, split: str) -> bool:
+    wanted, limit = plan.compared.get(source, ("", 0.0))
+    return split == wanted and place_of("sample", key) <= limit
+
+
+def _uses(pieces: Sequence[Array], tokenizer: Tokenizer) -> Array:
+    uses = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for ids in pieces:
+        uses += np.bincount(ids, minlength=tokenizer.vocab_size)
+    return uses
+
+
+def encode_dialogues(job: tuple[Slice, Plan]) -> tuple[list[Conversations], Array]:
+    """The dialogues of a slice by split, and how often each id occurs in those of the training split [vocabulary].
+
+    Raises `BadInput` for a kind of dialogue that shards have no number for.
+    """
+    piece, plan = job
+    tokenizer = _load(*plan.tokenizer)
+    dtype = dtype_for(tokenizer.vocab_size)
+    found: dict[str, tuple[list[int], list[int], list[int], list[int]]] = {split: ([], [], [], []) for split in SPLITS}
+    for batch in read(piece, ("split", "kind", "messages")):
+        for row in batch.to_pylist():
+            if row["split"] not in found or not row["messages"]:
+                continue
+            if row["kind"] not in KINDS:
+                raise BadInput(f"{piece.path}: a dialogue of kind {row['kind']!r}; known are {', '.join(KINDS)}")
+            ids, mask, lengths, kinds = found[row["split"]]
+            new_ids, new_mask = dialogue.encode(row["messages"], tokenizer)
+            ids += new_ids
+            mask += new_mask
+            lengths.append(len(new_ids))
+            kinds.append(KINDS.index(row["kind"]))
+    made = [
+        Conversations(split, np.array(ids, dtype), np.array(mask, "u1"), np.array(lengths, "u4"), np.array(kinds, "u1"))
+        for split, (ids, mask, lengths, kinds) in found.items()
+    ]
+    return made, _uses([part.ids for part in made if part.split == "train"], tokenizer)
