@@ -1,34 +1,40 @@
 """clean: from raw pages and rows to documents, dialogues and preferences worth reading.
 
-Workers read, extract, mend and filter each document alone; what needs the others (duplicates, repeated paragraphs) is
-done here, in the order of source and URL, so that the number of workers never changes the corpus. Every document that
-is dropped stands in dropped.parquet with its reason.
+Workers read, extract, mend, filter and sign each document alone, and lay it down in scratch. From their index, in the
+order of source and URL, it is decided which copies stay; then the corpus is written in that order. So neither the
+number of workers nor the order of the raw rows changes the corpus, and memory holds an index, never the texts.
+Every document that is dropped stands in dropped.parquet with its reason.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm_core.artifacts import new_product, read_manifest
 from llm_core.contract import BadInput, Emit, Progress, Report, Row
-from llm_core.data import dialogues
-from llm_core.data.dedup import Paragraphs, Seen
-from llm_core.data.document import DIALOGUES, DOCUMENTS, DROPPED, PREFERENCES, identity, split_of
-from llm_core.data.filters import FilterOptions, too_short
-from llm_core.data.prepare import EXCERPT, Batch, Candidate, PrepareOptions, prepare
-from llm_core.parallel import batched, map_ordered
-from llm_core.settings.clean import CleanConfig, SourceSettings
+from llm_core.data import minhash
+from llm_core.data.assemble import Assembly, SourceRules
+from llm_core.data.candidates import Task, divided, work
+from llm_core.data.corpus import Corpus
+from llm_core.data.dedup import Duplicates, Index
+from llm_core.data.document import KINDS
+from llm_core.data.filters import C4Limits, FilterOptions, FineWebLimits, QualityLimits, RepetitionLimits, UrlLists
+from llm_core.data.prepare import PrepareOptions
+from llm_core.data.spill import Findings, Records
+from llm_core.parallel import map_ordered
+from llm_core.settings.clean import CleanConfig, FilterSettings, SourceSettings
 
-BATCH_DOCUMENTS = 16
-ROW_GROUP = 1_000
-SCHEMAS = {"documents": DOCUMENTS, "dialogues": DIALOGUES, "preferences": PREFERENCES, "dropped": DROPPED}
+LARGEST_CLUSTERS = 20
 
 
 def run(
@@ -36,61 +42,92 @@ def run(
     *,
     raw: Path,
     rules: Path,
-    lists: Path,  # noqa: ARG001
+    lists: Path,
     heldout: Path,  # noqa: ARG001
     out: Path,
-    scratch: Path,  # noqa: ARG001
+    scratch: Path,
     emit: Emit,
 ) -> Report:
     """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet."""
-    raw, rules = raw.resolve(), rules.resolve()  # workers may have another current directory
+    raw, rules, lists = raw.resolve(), rules.resolve(), lists.resolve()  # workers may have another current directory
+    sources = _sources(config, raw)
+    with _empty(scratch.resolve() / "records") as folder:
+        found = Findings(folder)
+        _find(found, _tasks(config, sources, raw, rules, lists, folder), config.workers, _rows_of(raw, sources), emit)
+        index, signature = found.ordered()
+        copies = _copies(config, index, signature, found.signatures)
+        facts = _facts(config, raw)
+        with new_product(out, "corpus", facts) as product:
+            with Corpus(product) as corpus, Records(folder) as records:
+                assembly = Assembly(
+                    corpus,
+                    [_rules_of(config, source) for source in sources],
+                    copies,
+                    again=config.drop_duplicates,
+                    validation=config.validation_share,
+                )
+                assembly.run(index, records, lambda done: emit(_written(done, len(index), corpus)))
+            facts |= {**corpus.facts(), **assembly.removed}
+            if not corpus.total("documents") and not corpus.total("dialogues"):
+                reason = corpus.commonest()
+                raise BadInput(
+                    f"clean: nothing is left of {len(index)} pages and rows; the commonest reason is {reason}"
+                )
+    return _report(corpus, _clusters(copies, index, sources))
+
+
+def _sources(config: CleanConfig, raw: Path) -> list[str]:
+    """The sources of the raw data, sorted; a setting for one that is not there is refused."""
     sources = sorted(read_manifest(raw, "raw")["facts"]["sources"])
     if unknown := sorted(set(config.sources) - set(sources) - set(CleanConfig().sources)):
         raise BadInput(f"clean.sources: {unknown[0]!r} is no source of acquire; those are {', '.join(sources)}")
-    facts: dict[str, Any] = {"id": "xxh3-128 of lower-case text, white space squeezed", "split": "xxh3-64 of the group"}
-    with new_product(out, "corpus", facts) as product:
-        with Corpus(product, config) as corpus:
-            batches = _batches(config, raw, rules, sources)
-            total = sum(pq.read_metadata(path).num_rows for path in _document_files(raw, sources))
-            done = 0
-            for source, candidates in map_ordered(prepare, batches, workers=config.workers):
-                for candidate in candidates:
-                    corpus.add_document(source, candidate)
-                done += len(candidates)
-                emit(Progress(done, total, "pages", {"kept": corpus.kept["documents"]}))
-            for source in sources:
-                _conversations(corpus, raw / source, source, emit)
-        facts |= corpus.facts()
-    if not facts["kept"].get("documents") and not facts["kept"].get("dialogues"):
-        raise BadInput(f"clean: nothing is left of {total} pages; the commonest reason is {corpus.commonest()}")
-    return _report(corpus)
+    return sources
 
 
-def _document_files(raw: Path, sources: list[str]) -> list[Path]:
-    paths = [raw / source / name for source in sources for name in ("pages.parquet", "documents.parquet")]
-    return [path for path in paths if path.exists()]
+@contextmanager
+def _empty(folder: Path) -> Iterator[Path]:
+    """A folder for the time being."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
-def _batches(config: CleanConfig, raw: Path, rules: Path, sources: list[str]) -> Iterator[Batch]:
-    for path in _document_files(raw, sources):
-        source = path.parent.name
-        options = _options(config, _settings(config, source), rules)
-        warc = path.parent / "warc" if path.name == "pages.parquet" else None
-        for rows in batched(_rows(path), BATCH_DOCUMENTS):
-            yield Batch(source, rows, options, warc)
+def _files(raw: Path, sources: Sequence[str]) -> Iterator[tuple[int, Path]]:
+    for number, source in enumerate(sources):
+        for name in ("pages", *KINDS):
+            if (path := raw / source / f"{name}.parquet").exists():
+                yield number, path
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROW_GROUP):
-            yield from batch.to_pylist()
+def _rows_of(raw: Path, sources: Sequence[str]) -> int:
+    return sum(pq.read_metadata(path).num_rows for _, path in _files(raw, sources))
+
+
+def _tasks(
+    config: CleanConfig, sources: Sequence[str], raw: Path, rules: Path, lists: Path, folder: Path
+) -> Iterator[Task]:
+    for number, path in _files(raw, sources):
+        yield from divided(
+            Task(
+                source=number,
+                name=sources[number],
+                path=path,
+                spill=folder,
+                options=_options(config, _settings(config, sources[number]), rules, lists),
+                shares=(config.validation_share, config.feedback_share),
+                near_duplicates=config.near_duplicates.drop,
+            )
+        )
 
 
 def _settings(config: CleanConfig, source: str) -> SourceSettings:
     return config.sources.get(source, config.default)
 
 
-def _options(config: CleanConfig, settings: SourceSettings, rules: Path) -> PrepareOptions:
+def _options(config: CleanConfig, settings: SourceSettings, rules: Path, lists: Path) -> PrepareOptions:
     return PrepareOptions(
         rules=rules,
         rule=settings.rule,
@@ -98,145 +135,133 @@ def _options(config: CleanConfig, settings: SourceSettings, rules: Path) -> Prep
         max_bytes=config.max_html_bytes,
         timeout=config.timeout_seconds,
         languages=settings.languages,
-        filters=FilterOptions(**settings.filters.model_dump()),
+        filters=_filters(settings.filters, lists),
     )
 
 
-def _conversations(corpus: Corpus, folder: Path, source: str, emit: Emit) -> None:
-    for what in ("dialogues", "preferences"):
-        if (folder / f"{what}.parquet").exists():
-            for rows in batched(_rows(folder / f"{what}.parquet"), ROW_GROUP):
-                for row in rows:
-                    corpus.add_conversation(what, source, row)
-                emit(Progress(corpus.kept[what], None, what, {"source": source}))
+def _filters(settings: FilterSettings, lists: Path) -> FilterOptions:
+    def files(names: Iterable[str]) -> tuple[Path, ...]:
+        for name in names:
+            if not (lists / name).is_file():
+                raise BadInput(f"clean: filters name the list {name!r}, which is not in {lists}")
+        return tuple(lists / name for name in names)
+
+    named = settings.urls
+    return FilterOptions(
+        min_words=settings.min_words,
+        gopher_quality=settings.gopher_quality,
+        gopher_repetition=settings.gopher_repetition,
+        c4_quality=settings.c4_quality,
+        c4_paragraphs=settings.c4_paragraphs,
+        fineweb_quality=settings.fineweb_quality,
+        mode=settings.mode,
+        quality=QualityLimits(**dict(settings.quality)),
+        repetition=RepetitionLimits(**dict(settings.repetition)),
+        c4=C4Limits(**dict(settings.c4)),
+        fineweb=FineWebLimits(**dict(settings.fineweb)),
+        bad_words=files(settings.bad_words),
+        urls=UrlLists(
+            domains=files(named.domains),
+            urls=files(named.urls),
+            banned_words=files(named.banned_words),
+            soft_banned_words=files(named.soft_banned_words),
+            banned_subwords=files(named.banned_subwords),
+            soft_words=named.soft_words,
+        ),
+    )
 
 
-class Corpus:
-    """The corpus under construction: what was seen, what is kept, what is dropped and why."""
+def _rules_of(config: CleanConfig, source: str) -> SourceRules:
+    settings = _settings(config, source)
+    return SourceRules(
+        source, settings.drop_repeated_paragraphs, settings.drop_repeated_lines, settings.filters.min_words
+    )
 
-    def __init__(self, folder: Path, config: CleanConfig) -> None:
-        self._config = config
-        self._folder = folder
-        self._known, self._known_conversations = Seen(), Seen()
-        self._paragraphs: dict[str, Paragraphs] = {}
-        self.kept: Counter[str] = Counter()
-        self.reasons: Counter[tuple[str, str, str]] = Counter()
-        self.seen: Counter[tuple[str, str]] = Counter()
-        self.kept_of: Counter[tuple[str, str]] = Counter()
-        self.splits: Counter[tuple[str, str]] = Counter()
-        self.text_bytes = 0
-        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
 
-    def __enter__(self) -> Corpus:
-        self._stack = ExitStack()
-        self._writers = {
-            name: self._stack.enter_context(
-                pq.ParquetWriter(self._folder / f"{name}.parquet", schema, compression="zstd")
-            )
-            for name, schema in SCHEMAS.items()
+def _find(found: Findings, tasks: Iterable[Task], workers: int, total: int, emit: Emit) -> None:
+    """Let workers prepare all rows."""
+    done = kept = 0
+    for rows, batch in map_ordered(work, tasks, workers=workers):
+        found.add(batch)
+        done += rows
+        kept += batch["reason"].null_count
+        emit(Progress(done, total, "rows", {"may stay": kept}))
+
+
+def _written(done: int, total: int, corpus: Corpus) -> Progress:
+    return Progress(done, total, "rows written", {"kept": corpus.total("documents")})
+
+
+def _copies(config: CleanConfig, index: pa.Table, signature: np.ndarray, file: Path) -> Duplicates:
+    """Decide which copies stay: by URL, then by text, then by likeness."""
+    copies = Duplicates(Index.of(index, signature))
+    good = pc.is_null(index["reason"]).to_numpy()
+    documents = np.flatnonzero(good & (index["kind"].to_numpy() == 0))
+    if config.drop_duplicates:
+        documents = copies.by_identity(copies.by_address(documents))
+    if config.near_duplicates.drop:
+        copies.by_likeness(documents, file, config.near_duplicates.threshold)
+    copies.by_identity(np.flatnonzero(good & (index["kind"].to_numpy() > 0)))
+    return copies
+
+
+def _facts(config: CleanConfig, raw: Path) -> dict[str, Any]:
+    """How it was done, for the manifest."""
+    about = read_manifest(raw)["facts"]["sources"]
+    near = {"algorithm": minhash.ALGORITHM, "threshold": config.near_duplicates.threshold}
+    return {
+        "id": "xxh3-128 of lower-case text, white space squeezed",
+        "digest": "xxh3-128 of the raw page's body or row",
+        "split": "xxh3-64 of the group",
+        "near_duplicates": near if config.near_duplicates.drop else None,
+        "weights": {name: float(source.get("weight", 1.0)) for name, source in sorted(about.items())},
+    }
+
+
+def _clusters(copies: Duplicates, index: pa.Table, sources: Sequence[str]) -> list[Row]:
+    """The largest groups of copies, with the URL that stays and some of those that do not."""
+    members: dict[int, list[int]] = {}
+    for place, leader in copies.leaders().items():
+        if place != leader:
+            members.setdefault(leader, []).append(place)
+    largest = sorted(members.items(), key=lambda item: (-len(item[1]), item[0]))[:LARGEST_CLUSTERS]
+    url = index["url"]
+    return [
+        {
+            "copies": len(places),
+            "how": ", ".join(
+                f"{reason} {count}" for reason, count in sorted(Counter(copies.reason[p] for p in places).items())
+            ),
+            "source": sources[index["source"][leader].as_py()],
+            "kept": url[leader].as_py(),
+            "dropped": " ".join(url[place].as_py() for place in sorted(places)[:3]),
         }
-        return self
+        for leader, places in largest
+    ]
 
-    def __exit__(self, *error: object) -> None:
-        for name in SCHEMAS:
-            self._flush(name)
-        self._stack.close()
 
-    def add_document(self, source: str, candidate: Candidate) -> None:
-        """Keep a document or drop it, with the reason."""
-        settings = _settings(self._config, source)
-        self.seen["documents", source] += 1
-        text, reason = candidate.text, candidate.reason
-        if reason is None:
-            reason, text = self._against_others(source, text, settings)
-        if reason is not None:
-            self._drop("documents", source, candidate.url, reason, candidate.text)
-            return
-        key = identity(text)
-        group = candidate.group or key
-        split = split_of(group, self._config.validation_share)
-        row = {"id": key, "source": source, "url": candidate.url, "title": candidate.title, "text": text}
-        row |= {"language": candidate.language, "licence": candidate.licence, "date": candidate.date}
-        self.text_bytes += len(text.encode())
-        self._keep("documents", source, {**row, "group": group, "split": split})
-
-    def _against_others(self, source: str, text: str, settings: SourceSettings) -> tuple[str | None, str]:
-        """(reason or None, text without repeated paragraphs), given all documents before this one."""
-        if self._config.drop_duplicates and not self._known.add(identity(text)):
-            return "duplicate", text
-        if settings.drop_repeated_paragraphs:
-            fresh = self._paragraphs.setdefault(source, Paragraphs()).fresh(text)
-            if fresh != text and self._config.drop_duplicates and not self._known.add(identity(fresh)):
-                return "duplicate", fresh
-            if too_short(fresh, settings.filters.min_words):
-                return "repeats_others" if fresh != text else "too_few_words", fresh
-            text = fresh
-        return None, text
-
-    def add_conversation(self, what: str, source: str, row: dict[str, Any]) -> None:
-        """Keep a dialogue or preference or drop it, with the reason."""
-        self.seen[what, source] += 1
-        shares = (self._config.validation_share, self._config.feedback_share)
-        if what == "dialogues":
-            cleaned, reason = dialogues.dialogue(row, source, shares)
-            first = cleaned["messages"][0]["content"] if cleaned["messages"] else ""
-        else:
-            cleaned, reason = dialogues.preference(row, source, shares[0])
-            first = cleaned["prompt"][0]["content"] if cleaned["prompt"] else ""
-        if reason is None and not self._known_conversations.add(cleaned["id"]):
-            reason = "duplicate"
-        if reason is not None:
-            self._drop(what, source, row.get("url"), reason, first)
-        else:
-            self._keep(what, source, cleaned)
-
-    def _keep(self, what: str, source: str, row: dict[str, Any]) -> None:
-        self.kept[what] += 1
-        self.kept_of[what, source] += 1
-        self.splits[what, row["split"]] += 1
-        self._append(what, row)
-
-    def _drop(self, what: str, source: str, url: str | None, reason: str, text: str) -> None:
-        self.reasons[what, source, reason] += 1
-        self._append("dropped", {"source": source, "url": url, "reason": reason, "excerpt": text[:EXCERPT]})
-
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        self._rows[name].append(row)
-        if len(self._rows[name]) >= ROW_GROUP:
-            self._flush(name)
-
-    def _flush(self, name: str) -> None:
-        if self._rows[name]:
-            self._writers[name].write_table(pa.Table.from_pylist(self._rows[name], schema=SCHEMAS[name]))
-            self._rows[name].clear()
-
-    def facts(self) -> dict[str, Any]:
-        """Counts for the manifest."""
-        return {
-            "kept": dict(sorted(self.kept.items())),
-            "dropped": {"/".join(key): count for key, count in sorted(self.reasons.items())},
-            "splits": {f"{what}/{split}": count for (what, split), count in sorted(self.splits.items())},
-            "text_bytes": self.text_bytes,
-            "repeated_paragraphs": sum(paragraphs.removed for paragraphs in self._paragraphs.values()),
+def _report(corpus: Corpus, clusters: list[Row]) -> Report:
+    funnel: list[Row] = [
+        {
+            "what": what,
+            "source": source,
+            "in": count,
+            "kept": corpus.kept[what, source],
+            "text_bytes": corpus.text_bytes[source] if what == "documents" else None,
         }
-
-    def commonest(self) -> str:
-        """The reason that most documents were dropped for."""
-        return max(self.reasons, key=lambda key: self.reasons[key], default=("", "", "none"))[2]
-
-
-def _report(corpus: Corpus) -> Report:
-    funnel: Sequence[Row] = [
-        {"what": what, "source": source, "in": count, "kept": corpus.kept_of[what, source]}
         for (what, source), count in sorted(corpus.seen.items())
     ]
-    reasons: Sequence[Row] = [
+    reasons: list[Row] = [
         {"what": what, "source": source, "reason": reason, "dropped": count}
         for (what, source, reason), count in corpus.reasons.most_common()
     ]
-    splits: Sequence[Row] = [
+    splits: list[Row] = [
         {"what": what, "split": split, "count": count} for (what, split), count in sorted(corpus.splits.items())
     ]
-    metrics = {name: float(corpus.kept[name]) for name in ("documents", "dialogues", "preferences")}
-    metrics |= {"dropped": float(corpus.reasons.total()), "text_bytes": float(corpus.text_bytes)}
-    return Report(metrics=metrics, tables={"funnel": funnel, "reasons": reasons, "splits": splits})
+    metrics = {name: float(corpus.total(name)) for name in KINDS}
+    metrics |= {"dropped": float(corpus.reasons.total()), "text_bytes": float(corpus.text_bytes.total())}
+    metrics["near_duplicates"] = float(
+        sum(count for (_, _, reason), count in corpus.reasons.items() if reason == "near_duplicate")
+    )
+    tables = {"funnel": funnel, "reasons": reasons, "splits": splits, "clusters": clusters}
+    return Report(metrics=metrics, tables=tables)

@@ -58,9 +58,9 @@ def _checks(answer: str, expression: str) -> bool:
         return False
 
 
-def preference(row: dict[str, Any], source: str, validation: float) -> tuple[dict[str, Any], str | None]:
-    """(the row of preferences.parquet, why it is dropped or None)."""
-    prompt, chosen, rejected = clean_messages(row["prompt"]), repair(row["chosen"]), repair(row["rejected"])
+def preference(row: dict[str, Any], source: str, shares: tuple[float, float]) -> tuple[dict[str, Any], str | None]:
+    """(the row of preferences.parquet, why it is dropped or None). `shares`: validation, feedback."""
+    prompt, chosen, rejected = clean_messages(row["prompt"]), repair(row["chosen"] or ""), repair(row["rejected"] or "")
     fault = fault_of_messages(prompt)
     if fault is None and prompt[-1]["role"] != "user":
         fault = "no_question"
@@ -71,5 +71,5 @@ def preference(row: dict[str, Any], source: str, validation: float) -> tuple[dic
     asked = identity(json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False))
     key = identity(json.dumps([asked, chosen, rejected], ensure_ascii=False))
     group = row["group"] or asked
-    cleaned = {"id": key, "source": source, "group": group, "split": split_of(group, validation)}
+    cleaned = {"id": key, "source": source, "url": row.get("url"), "group": group, "split": split_of(group, shares[0])}
     return {**cleaned, "prompt": prompt, "chosen": chosen, "rejected": rejected}, fault

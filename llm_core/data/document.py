@@ -17,22 +17,30 @@ RAW_DIALOGUES = pa.schema(
     [*((name, pa.string()) for name in ("url", "group", "kind")), ("messages", MESSAGES), ("check", pa.string())]
 )
 RAW_PREFERENCES = pa.schema(
-    [("group", pa.string()), ("prompt", MESSAGES), ("chosen", pa.string()), ("rejected", pa.string())]
+    [(name, pa.string()) for name in ("url", "group")]
+    + [("prompt", MESSAGES), ("chosen", pa.string()), ("rejected", pa.string())]
 )
 
+KINDS = ("documents", "dialogues", "preferences")
+_TRACE = ("id", "source", "url", "digest")
+"""id: hash of what it says, case and white space aside; digest: xxh3-128 of the raw page's bytes or the raw row."""
+
 DOCUMENTS = pa.schema(
-    [(name, pa.string()) for name in ("id", "source", "url", "title", "text", "language", "licence", "date")]
-    + [("group", pa.string()), ("split", pa.string())]
+    [(name, pa.string()) for name in (*_TRACE, "title", "text", "language", "licence", "date")]
+    + [(name, pa.string()) for name in ("group", "split", "cluster")]
 )
+"""cluster: set where copies of the document were dropped; their rows in dropped.parquet have the same."""
 DIALOGUES = pa.schema(
-    [(name, pa.string()) for name in ("id", "source", "url", "group", "split", "kind")]
+    [(name, pa.string()) for name in (*_TRACE, "group", "split", "kind")]
     + [("messages", MESSAGES), ("check", pa.string())]
 )
 PREFERENCES = pa.schema(
-    [(name, pa.string()) for name in ("id", "source", "group", "split")]
+    [(name, pa.string()) for name in (*_TRACE, "group", "split")]
     + [("prompt", MESSAGES), ("chosen", pa.string()), ("rejected", pa.string())]
 )
-DROPPED = pa.schema([(name, pa.string()) for name in ("source", "url", "reason", "excerpt")])
+DROPPED = pa.schema(
+    [(name, pa.string()) for name in ("source", "what", "url", "digest", "reason", "excerpt", "cluster")]
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from llm_core.contract import BadInput, Report
 from llm_core.data import acquire, clean
 from llm_core.data.document import split_of
 from llm_core.settings.acquire import AcquireConfig, EmbeddedSource, FilesSource
-from llm_core.settings.clean import CleanConfig, FilterSettings, SourceSettings
+from llm_core.settings.clean import CleanConfig, FilterSettings, NearDuplicateSettings, SourceSettings
 
 SENTENCES = [
     f"The {animal} went to the {place} and found that nothing of interest was there to be had with ease."
@@ -63,7 +63,6 @@ def test_reasons_and_duplicates(tmp_path: Path) -> None:
             "a.txt": SENTENCES[0],
             "b.txt": SENTENCES[0].upper().replace(" ", "\n"),
             "c.txt": "Three words only",
-            "d.txt": SENTENCES[1] + "\x00",
             "e.html": "<div>" * 5_000 + "deep",
             "f.html": page.format('<meta name="robots" content="NOINDEX">'),
             "g.html": page.format(""),
@@ -78,13 +77,12 @@ def test_reasons_and_duplicates(tmp_path: Path) -> None:
     assert reasons == {
         "b.txt": "duplicate",
         "c.txt": "too_few_words",
-        "d.txt": "binary",
         "e.html": "too_deep",
         "f.html": "noindex",
         "h.txt": "no_text",
     }
     assert report.metrics["documents"] == 2
-    assert report.metrics["dropped"] == 6
+    assert report.metrics["dropped"] == 5
     assert {row["reason"]: row["dropped"] for row in report.tables["reasons"]}["duplicate"] == 1
 
 
@@ -93,7 +91,9 @@ def test_repeated_paragraphs(tmp_path: Path) -> None:
     texts = {f"{i}.txt": f"{SENTENCES[5 + i]} {SENTENCES[i]}\n\n{common}\n\nshort line" for i in range(4)}
     settings = LOOSE.model_copy(update={"drop_repeated_paragraphs": True})
     corpus, _ = cleaned(
-        tmp_path, raw_of(tmp_path, mine=files(tmp_path, "mine", texts)), CleanConfig(sources={"mine": settings})
+        tmp_path,
+        raw_of(tmp_path, mine=files(tmp_path, "mine", texts)),
+        CleanConfig(sources={"mine": settings}, near_duplicates=NearDuplicateSettings(drop=False)),
     )
     kept = rows(corpus, "documents")
     assert [common in row["text"] for row in kept] == [True, False, False, False]
@@ -197,13 +197,13 @@ def test_conversations_pass_their_own_checks(tmp_path: Path) -> None:
     corpus, _ = cleaned(tmp_path, raw, CleanConfig())
     assert len(rows(corpus, "dialogues")) == 2
     assert len(rows(corpus, "preferences")) == 1
-    assert [row["reason"] for row in rows(corpus, "dropped")] == [
-        "duplicate",
-        "roles_do_not_alternate",
-        "empty_message",
-        "no_answer",
-        "same_answers",
-    ]
+    assert {(row["what"], row["reason"]) for row in rows(corpus, "dropped")} == {
+        ("dialogues", "duplicate"),
+        ("dialogues", "roles_do_not_alternate"),
+        ("dialogues", "empty_message"),
+        ("dialogues", "no_answer"),
+        ("preferences", "same_answers"),
+    }
 
 
 def test_nothing_left_is_bad_input(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""What a worker does with a few rows of one source: prepare them, sign them, and lay them down as records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from llm_core.data import dialogues, spill
+from llm_core.data.document import KINDS, identity
+from llm_core.data.filters import listed_url
+from llm_core.data.minhash import signatures
+from llm_core.data.prepare import EXCERPT, Batch, Candidate, PrepareOptions, prepare
+from llm_core.data.web.urls import canonical
+
+TASK_BYTES = 4_000_000
+"""Text that a worker takes at once, about."""
+CARRIED_BYTES = 64_000_000
+"""Row groups larger than this are read once, here, and carried to the workers."""
+PAGES = 16
+"""Pages that a worker takes at once: they cost far more than their rows weigh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Rows `start` to `start + count` of a row group of `path`, or `rows` themselves, of the source of this number."""
+
+    source: int
+    name: str
+    path: Path
+    spill: Path
+    options: PrepareOptions
+    shares: tuple[float, float]
+    """Validation, feedback: shares of groups."""
+    near_duplicates: bool = True
+    row_group: int = 0
+    start: int = 0
+    count: int = 0
+    rows: pa.Table | None = None
+
+    @property
+    def kind(self) -> str:
+        """documents, dialogues or preferences."""
+        return "documents" if self.path.stem == "pages" else self.path.stem
+
+
+def divided(task: Task) -> Iterator[Task]:
+    """The whole file of `task` as tasks of a size that a worker likes."""
+    from dataclasses import replace
+
+    with pq.ParquetFile(task.path) as file:
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            each = max(1, group.total_byte_size // max(group.num_rows, 1))
+            step = PAGES if task.path.stem == "pages" else max(1, min(1_000, TASK_BYTES // each))
+            if task.path.stem == "pages" or group.total_byte_size > CARRIED_BYTES:
+                for batch in file.iter_batches(step, row_groups=[number]):
+                    yield replace(task, count=batch.num_rows, rows=pa.Table.from_batches([batch]))
+            else:
+                for start in range(0, group.num_rows, step):
+                    yield replace(task, row_group=number, start=start, count=min(step, group.num_rows - start))
+
+
+def work(task: Task) -> tuple[int, pa.RecordBatch]:
+    """(rows that were read, their rows of the index). Never raises for what a row holds."""
+    table = task.rows
+    if table is None:
+        with pq.ParquetFile(task.path) as file:
+            table = file.read_row_group(task.row_group).slice(task.start, task.count)
+    rows = table.to_pylist()
+    records = _documents(task, rows) if task.kind == "documents" else _conversations(task, rows)
+    return len(rows), spill.write(task.spill, task.source, records)
+
+
+def _documents(task: Task, rows: Sequence[dict[str, Any]]) -> list[spill.Record]:
+    reasons = [listed_url(row["url"], task.options.filters.urls) for row in rows]
+    wanted = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
+    warc = task.path.parent / "warc" if task.path.stem == "pages" else None
+    prepared = iter(prepare(Batch(task.name, wanted, task.options, warc))[1])
+    candidates = [
+        next(prepared) if reason is None else Candidate(row["url"], "", reason)
+        for row, reason in zip(rows, reasons, strict=True)
+    ]
+    stay = [place for place, candidate in enumerate(candidates) if candidate.reason is None]
+    signed: dict[int, bytes] = {}
+    if task.near_duplicates:
+        found, there = signatures([candidates[place].text for place in stay])
+        signed = {place: found[at].tobytes() for at, place in enumerate(stay) if there[at]}
+    return [
+        _document(row, candidate, signed.get(place))
+        for place, (row, candidate) in enumerate(zip(rows, candidates, strict=True))
+    ]
+
+
+def _document(row: dict[str, Any], candidate: Candidate, signature: bytes | None) -> spill.Record:
+    digest = row.get("digest") or xxhash.xxh3_128_hexdigest((row.get("text") or "").encode("utf-8", "surrogatepass"))
+    fields = {
+        "url": candidate.url,
+        "digest": digest,
+        "title": candidate.title,
+        "language": candidate.language,
+        "licence": candidate.licence,
+        "date": candidate.date,
+        "group": candidate.group,
+    }
+    if candidate.reason is not None:
+        text = candidate.text[:EXCERPT]
+        return spill.Record(0, candidate.url, text, digest, candidate.reason, fields=fields)
+    known = canonical(candidate.url) if candidate.url else None
+    address = xxhash.xxh3_64_intdigest(known.encode()) or 1 if known else 0
+    key = identity(candidate.text)
+    return spill.Record(0, candidate.url, candidate.text, key, None, address, signature, fields)
+
+
+def _conversations(task: Task, rows: Sequence[dict[str, Any]]) -> Iterator[spill.Record]:
+    clean = dialogues.dialogue if task.kind == "dialogues" else dialogues.preference
+    for row in rows:
+        digest = row.pop("digest", None) or xxhash.xxh3_128_hexdigest(json.dumps(row, sort_keys=True).encode())
+        cleaned, reason = clean(row, task.name, task.shares)
+        messages = cleaned["messages" if task.kind == "dialogues" else "prompt"]
+        first = messages[0]["content"] if messages else ""
+        fields = {**cleaned, "digest": digest}
+        yield spill.Record(
+            KINDS.index(task.kind), cleaned["url"], first[:EXCERPT], cleaned["id"], reason, fields=fields
+        )
