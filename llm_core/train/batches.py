@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llm_core.contract import BadInput
 from llm_core.model.transformer import Transformer
-from llm_core.train.loop import Loss
+from llm_core.train.gradients import Loss
 from llm_core.train.loss import cross_entropy
 from llm_core.train.machine import Machine
 
@@ -28,18 +28,19 @@ class TokenBatch:
     inputs_BT: Tensor
     targets_BT: Tensor
     mask_BT: Tensor | None = None
+    counted_N: Tensor | None = None
+    """The counted places of the flattened batch, found before it goes to a GPU, which would have to be waited for."""
 
 
 def next_token_loss(model: Transformer, batch: TokenBatch) -> Loss:
     """Cross-entropy of the next token over the counted positions; only those pass through the output head."""
     device = model.head_weight.device
-    hidden_BTD = model.hidden(batch.inputs_BT.to(device))
-    targets_BT = batch.targets_BT.to(device)
-    if batch.mask_BT is None:
-        hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
-    else:
-        mask_BT = batch.mask_BT.to(device)
-        hidden_ND, targets_N = hidden_BTD[mask_BT], targets_BT[mask_BT]
+    hidden_ND = model.hidden(batch.inputs_BT.to(device)).flatten(0, 1)
+    targets_N = batch.targets_BT.to(device).flatten()
+    if batch.mask_BT is not None:
+        found = batch.mask_BT.flatten().nonzero().flatten() if batch.counted_N is None else batch.counted_N
+        rows_N = found.to(device)
+        hidden_ND, targets_N = hidden_ND[rows_N], targets_N[rows_N]
     total = cross_entropy(hidden_ND, model.head_weight, targets_N)
     return Loss(total, float(len(targets_N)), tokens=batch.inputs_BT.numel())
 
@@ -64,9 +65,13 @@ class Windows:
     def __init__(self, tokens: Callable[[int], np.ndarray], context: int, seed: int, stream: int = 0) -> None:
         """`tokens(epoch)` is the stream of an epoch, of equal length each time. `stream` sets seeds apart."""
         self.tokens, self.context, self.seed, self.stream = lru_cache(maxsize=1)(tokens), context, seed, stream
-        self.count = (len(self.tokens(0)) - 1) // context - 1
+        found = self.tokens(0)
+        if not np.issubdtype(found.dtype, np.integer):
+            raise BadInput(f"shards: token ids are {found.dtype}, not whole numbers; run tokenize again")
+        self.length = len(found)
+        self.count = (self.length - 1) // context - 1
         if self.count < 1:
-            raise BadInput(f"model.context: {len(self.tokens(0))} tokens are too few for windows of {context} tokens")
+            raise BadInput(f"model.context: {self.length} tokens are too few for windows of {context} tokens")
         self._epoch = lru_cache(maxsize=1)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
@@ -87,16 +92,38 @@ class PageBatches:
     The `rows` windows of a step are cut into `parts` batches.
     """
 
-    def __init__(self, pages: Windows, dialogues: Windows | None, share: float, rows: int, parts: int = 1) -> None:
+    def __init__(
+        self,
+        pages: Windows,
+        dialogues: Windows | None,
+        share: float,
+        rows: int,
+        parts: int = 1,
+        vocab_size: int | None = None,
+    ) -> None:
+        """`vocab_size`: ids of the model, from which a larger one in the shards is refused (None: not looked at).
+
+        Raises `BadInput` if one step would take more windows than there are.
+        """
         self.pages, self.dialogues = pages, dialogues
         self.share = share if dialogues is not None else 0.0
-        self.rows, self.parts = rows, parts
+        self.rows, self.parts, self.vocab_size = rows, parts, vocab_size
+        if rows * (1 - self.share) > pages.count:
+            size = f"{pages.count} windows of {pages.context} from {pages.length} tokens"
+            raise BadInput(f"batch_sequences: {rows} sequences a step are more than there are ({size}); lower it")
 
     def __call__(self, number: int) -> TokenBatch:
         """Batch `number`, part number % parts of step number // parts: inputs and targets [rows / parts, context]."""
         step, part = divmod(number, self.parts)
         places = range(part * self.rows // self.parts, (part + 1) * self.rows // self.parts)
-        rows = torch.from_numpy(np.stack([self._row(step * self.rows + place) for place in places]))
+        found = np.stack([self._row(step * self.rows + place) for place in places])
+        highest = int(found.max())
+        if self.vocab_size is not None and highest >= self.vocab_size:
+            raise BadInput(
+                f"shards: token id {highest} is beyond the model's vocabulary of {self.vocab_size}; "
+                "its ids are read in the wrong format or come from another tokenizer, so run tokenize again"
+            )
+        rows = torch.from_numpy(found)
         return TokenBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
     def _row(self, number: int) -> np.ndarray:
@@ -124,8 +151,9 @@ def collate(pieces: Sequence[np.ndarray], masks: Sequence[np.ndarray], context: 
     for row, (piece, mask) in enumerate(zip(pieces, masks, strict=True)):
         tokens_BT[row, : len(piece)] = piece[:longest]
         mask_BT[row, : len(mask)] = mask[:longest]
-    tokens = torch.from_numpy(tokens_BT)
-    return TokenBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.from_numpy(mask_BT[:, 1:].copy()))
+    tokens, counted_BT = torch.from_numpy(tokens_BT), torch.from_numpy(mask_BT[:, 1:].copy())
+    counted_N = counted_BT.flatten().nonzero().flatten()
+    return TokenBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counted_BT, counted_N)
 
 
 class DialogueBatches:

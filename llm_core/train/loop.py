@@ -1,78 +1,45 @@
 """The training loop, one for pretrain, sft, reward and align: they differ by batches and objective.
 
 Notable:
-- A batch is a pure function of its number and torch's random state is set from (seed, step) before each step, so a
+- A batch is a pure function of its number, and torch's random state is set from (seed, number) before each pass, so a
   resume point is weights, optimiser state and the step: a run killed anywhere ends with the same bytes.
-- The batches of a step are independent, so on a CPU they may run in threads side by side, each with one core: small
-  products spread over cores badly, whole passes do not. Gradients are added in order: same bytes as one by one.
 - The objective gives a sum and what to divide it by; gradients are accumulated as sums and divided once, so ragged
-  batches count every token equally, however they are cut.
-- The resume point is written before an evaluation, never after it only.
-- A step whose gradient is not finite is left out and counted; many in a row end the run with a sentence.
+  batches count every token equally, however they are cut and whoever computes them (`gradients.py`).
+- The resume point is written before an evaluation, never after it only. It does not depend on the number of ranks.
+- A step whose gradient is not finite, or whose loss is a spike, is left out and counted; many in a row end the run with
+  a sentence (`guard.py`).
+- On a GPU figures are fetched every `look_every` steps; nothing else in a step waits for the device.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 
-from llm_core.contract import Emit, Metric, Note, Progress, Resumed, Stop
+from llm_core.contract import BadInput, Emit, Event, Metric, Note, Progress, Resumed, Stop
+from llm_core.train.blocks import blocks, training_form
+from llm_core.train.distributed import Ranks, load_optimizer, local, part_of, share_muon, whole
+from llm_core.train.gradients import BatchT, Loss, ModelT, OneByOne, Replicated, Sharded, SideBySide
+from llm_core.train.guard import Guard
+from llm_core.train.machine import FORMATS, Precision
 from llm_core.train.optim import Optimizers
-from llm_core.train.resume import read_tensors, write_tensors
+from llm_core.train.options import LoopOptions
+from llm_core.train.peak import is_out_of_memory, peak_flops, peak_memory_gb
+from llm_core.train.prefetch import Prefetched
+from llm_core.train.resume import Point, Points, check_settings
 from llm_core.train.schedule import Schedule
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
-BatchT = TypeVar("BatchT")
+__all__ = ["Fit", "LoopOptions", "Loss", "fit"]
 
-RESUME, BEST = "resume.safetensors", "best.safetensors"
 MOST_SKIPPED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """What an objective returns: the sum to minimise, the count to divide it by (tokens or pairs), and figures.
-
-    `tokens`: how many tokens went through the model, for the speed. Figures are plotted beside the loss.
-    """
-
-    total: Tensor
-    count: float
-    figures: Mapping[str, float] = field(default_factory=dict)
-    tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LoopOptions:
-    """How long and how carefully to train."""
-
-    steps: int
-    seed: int = 0
-    clip: float = 1.0
-    """Largest global gradient norm."""
-    accumulate: int = 1
-    """Batches of one step."""
-    lanes: int = 1
-    """Batches that run side by side in threads, for a model without dropout (torch's random state is shared)."""
-    evaluate_every: int = 0
-    """Steps between evaluations; 0: only after the last step."""
-    save_every_seconds: float = 30.0
-    keep_best_by: str | None = None
-    """Name of the evaluated figure whose lowest value marks the weights to end with. None: the last weights."""
-    patience: int | None = None
-    """Evaluations without a better `keep_best_by` before training ends."""
-    metric_every: int = 0
-    """Steps between points of the curves; 0: about 500 points in all."""
-    prefix: str = "train"
-    """Section of the curves' names."""
 
 
 @dataclass(slots=True)
@@ -83,152 +50,245 @@ class Fit:
     tokens: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    skipped_in_a_row: int = 0
     stale: int = 0
     evaluated: int = -1
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
 class _Run(Generic[ModelT, BatchT]):
     """The state of one call of `fit`."""
 
-    def __init__(
-        self,
-        model: ModelT,
-        batch: Callable[[int], BatchT],
-        objective: Callable[[ModelT, BatchT], Loss],
-        optimizer: Optimizers,
-        schedule: Schedule,
-        options: LoopOptions,
-        scratch: Path,
-        emit: Emit,
-    ) -> None:
-        self.model, self.batch, self.objective, self.optimizer = model, batch, objective, optimizer
-        self.schedule, self.options, self.scratch, self.emit = schedule, options, scratch, emit
-        self.fit = Fit()
-        self.skipped_in_a_row = 0
+    model: ModelT
+    passes: OneByOne[ModelT, BatchT]
+    optimizer: Optimizers
+    schedule: Schedule
+    options: LoopOptions
+    scratch: Path
+    emit: Emit
+    evaluation: Callable[[ModelT], Mapping[str, float]] | None
+    ranks: Ranks
+    fit: Fit = field(default_factory=Fit)
+    stopping: bool = False
+    saved: tuple[int, int] = (0, -1)
+    unseen: list[tuple[int, float, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        options, device = self.options, self.optimizer.parameters[0].device
+        self.points = Points(self.scratch, "step", options.keep_last)
+        self.bests = Points(self.scratch, "best", 1)
+        self.guard = Guard(device, options.spike_sigma)
         self.metric_every = options.metric_every or max(1, options.steps // 500)
-        self.pool: ThreadPoolExecutor | None = None
+        self.device, self.figure_names = device, list[str]()
+        self.clock = self.last_save = time.monotonic()
 
-    def resume(self) -> None:
-        """Take over the resume point of an earlier, killed call, if there is one."""
-        found = read_tensors(self.scratch / RESUME)
-        if found is None:
-            return
-        tensors, record = found
-        self.model.load_state_dict({n[6:]: value for n, value in tensors.items() if n.startswith("model.")})
-        self.optimizer.load({n[6:]: value for n, value in tensors.items() if n.startswith("optim.")})
-        self.fit = Fit(**record)
-        self.emit(Resumed(self.fit.steps))
-
-    def save(self) -> None:
-        """Write the resume point."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"optim.{name}": value for name, value in self.optimizer.tensors().items()}
-        record: dict[str, Any] = {name: getattr(self.fit, name) for name in Fit.__slots__}
-        write_tensors(self.scratch / RESUME, tensors, record)
+    def train(self) -> Fit:
+        """Steps, evaluations and saves, until the last step, a stop, or lost patience."""
+        self.resume()
+        options, state = self.options, self.fit
+        self.clock = self.last_save = time.monotonic()
+        while True:
+            old = time.monotonic() - self.last_save >= options.save_every_seconds
+            stop, save = self.ranks.any(self.stopping or self.ranks.asked_to_stop(), old and self.ranks.first)
+            last = state.steps >= options.steps
+            due = last or (state.steps > 0 and options.evaluate_every > 0 and state.steps % options.evaluate_every == 0)
+            evaluate = self.evaluation is not None and state.steps != state.evaluated and due
+            if stop or save or evaluate:
+                self.save()
+            if stop:
+                raise Stop
+            if evaluate:
+                self.evaluate()
+            elif last or (options.patience is not None and state.stale >= options.patience):
+                return self.finish()
+            else:
+                self.step()
+                if len(self.unseen) >= options.look_every or state.steps == options.steps:
+                    self.look()
+                self.progress()
 
     def step(self) -> None:
-        """One optimiser step; `self.fit` then tells of it."""
-        started, step = time.perf_counter(), self.fit.steps
-        torch.manual_seed((self.options.seed << 32) + step)
-        self.model.train()
-        numbers = range(step * self.options.accumulate, (step + 1) * self.options.accumulate)
-        losses = self._one_by_one(numbers) if self.pool is None else self._side_by_side(self.pool, numbers)
-        count = sum(loss.count for loss in losses)
-        gradients = [p.grad for p in self.optimizer.parameters if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / count
-        factor = self.schedule(step)
-        if math.isfinite(norm):
-            torch._foreach_mul_(gradients, min(1.0, self.options.clip / (norm + 1e-6)) / count)
-            self.optimizer.step(factor, self.pool)
-            self.skipped_in_a_row = 0
-        else:
-            self._skip(step)
-        seconds, tokens = time.perf_counter() - started, sum(loss.tokens for loss in losses)
+        """One optimiser step."""
+        step, options = self.fit.steps, self.options
+        self.passes.trained.train()
+        numbers = self.ranks.mine(range(step * options.accumulate, (step + 1) * options.accumulate))
+        losses = self.passes(numbers, self.optimizer.parameters)
+        sums = self.ranks.sum_(self._sums(losses))
+        divisor = sums[1] * (self.passes.precision.scale / self.passes.mean_over)
+        given = [p.grad for p in self.optimizer.parameters if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(given)).double() / divisor
+        good = self.guard.judge(step, sums[0] / sums[1], norm)
+        self._update([local(gradient) for gradient in given], divisor, norm, good, self.schedule(step))
+        self.unseen.append((step + 1, self.schedule(step), torch.cat([torch.stack([norm, good.double()]), sums])))
         self.fit.steps += 1
-        self.fit.tokens += tokens
-        self.fit.seconds += seconds
-        figures = {name: sum(loss.figures[name] for loss in losses) / len(losses) for name in losses[0].figures}
-        figures["loss"] = sum(float(loss.total) for loss in losses) / count
-        figures |= {"learning_rate": factor * self._base_rate(), "gradient_norm": norm}
-        figures["tokens_per_second"] = tokens / seconds
-        self.fit.last |= {f"{self.options.prefix}/{name}": value for name, value in figures.items()}
 
-    def _one_by_one(self, numbers: Sequence[int]) -> list[Loss]:
-        self.optimizer.zero_grad()
-        losses = []
-        for number in numbers:
-            loss = self.objective(self.model, self.batch(number))
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            losses.append(_detached(loss))
-        return losses
+    def _sums(self, losses: list[Loss]) -> Tensor:
+        """Loss, count, tokens, passes and figures, summed over this rank's passes, on the device."""
+        self.figure_names = sorted(losses[0].figures)
+        told = [sum(loss.count for loss in losses), sum(loss.tokens for loss in losses), len(losses)]
+        told += [sum(loss.figures[name] for loss in losses) for name in self.figure_names]
+        total = torch.stack([loss.total.double() for loss in losses]).sum(0, keepdim=True)
+        return torch.cat([total, torch.tensor(told, dtype=torch.float64).to(self.device, non_blocking=True)])
 
-    def _side_by_side(self, pool: ThreadPoolExecutor, numbers: Sequence[int]) -> list[Loss]:
-        results = list(pool.map(self._gradients, numbers))
-        summed = results[0][1]
-        for _, gradients in results[1:]:
-            summed = list(torch._foreach_add(summed, gradients))
-        for parameter, gradient in zip(self.optimizer.parameters, summed, strict=True):
-            parameter.grad = gradient
-        return [loss for loss, _ in results]
+    def _update(self, gradients: list[Tensor], divisor: Tensor, norm: Tensor, good: Tensor, factor: float) -> None:
+        """Scale and clip the gradients and take the step, or leave it out."""
+        clip, pool = self.options.clip, self.passes.pool
+        if self.options.look_every == 1:
+            self.passes.precision.update(finite=math.isfinite(float(norm)))
+            if good:
+                torch._foreach_mul_(gradients, min(1.0, clip / (float(norm) + 1e-6)) / float(divisor))
+                self.optimizer.step(factor, pool)
+            return
+        scale = torch.where(good, (clip / (norm + 1e-6)).clamp(max=1.0) / divisor, 0.0).float()
+        torch._foreach_mul_(gradients, scale)
+        bad = ~good
+        for gradient in gradients:
+            gradient.masked_fill_(bad, 0.0)  # what is not finite stays so when it is multiplied by zero
+        self.optimizer.step(factor, pool)
 
-    def _gradients(self, number: int) -> tuple[Loss, list[Tensor]]:
-        loss = self.objective(self.model, self.batch(number))
-        gradients = torch.autograd.grad(loss.total, self.optimizer.parameters, materialize_grads=True)
-        return _detached(loss), list(gradients)
+    def look(self) -> None:
+        """Fetch the figures of the steps since the last look, and tell of them."""
+        if not self.unseen:
+            return
+        rows = torch.stack([row for _, _, row in self.unseen]).tolist()
+        now = time.monotonic()
+        seconds, self.clock = (now - self.clock) / len(rows), now
+        unseen, self.unseen = self.unseen, []
+        for (step, factor, _), row in zip(unseen, rows, strict=True):
+            self._account(step, factor, row, seconds)
 
-    def _skip(self, step: int) -> None:
-        self.fit.skipped += 1
-        self.skipped_in_a_row += 1
-        self.emit(Note(f"step {step}: the gradient is not finite; step left out"))
-        if self.skipped_in_a_row >= MOST_SKIPPED:
+    def _account(self, step: int, factor: float, row: list[float], seconds: float) -> None:
+        norm, good, total, count, tokens, passes, *sums = row
+        state, options = self.fit, self.options
+        state.tokens += round(tokens)
+        state.seconds += seconds
+        figures = {name: value / passes for name, value in zip(self.figure_names, sums, strict=True)}
+        figures |= {"loss": total / count, "learning_rate": factor * self._base_rate(), "gradient_norm": norm}
+        figures |= {"tokens_per_second": tokens / seconds, "memory_gb": peak_memory_gb(self.device)}
+        if options.flops_per_token:
+            figures["mfu"] = tokens / seconds * options.flops_per_token / self._peak()
+        state.last |= {f"{options.prefix}/{name}": value for name, value in figures.items()}
+        if step % self.metric_every == 0 or step == options.steps:
+            self.tell(Metric(step, {f"{options.prefix}/{name}": value for name, value in figures.items()}))
+        state.skipped_in_a_row = 0 if good else state.skipped_in_a_row + 1
+        if not good:
+            state.skipped += 1
+            why = (
+                "the gradient is not finite" if not math.isfinite(norm) else f"the loss {total / count:.3f} is a spike"
+            )
+            self.tell(Note(f"step {step}: {why}; step left out"))
+        if state.skipped_in_a_row >= MOST_SKIPPED:
             raise FloatingPointError(
-                f"{MOST_SKIPPED} steps in a row without a finite gradient: lower the learning rate"
+                f"{MOST_SKIPPED} steps in a row left out, the last as {why}: lower the learning rate"
             )
 
     def _base_rate(self) -> float:
         return (self.optimizer.muon or self.optimizer.adamw)[0].rate
 
-    def tell(self) -> None:
-        """Progress of this step, and now and then a point of the curves."""
-        last, prefix = self.fit.last, self.options.prefix
-        if self.fit.steps % self.metric_every == 0 or self.fit.steps == self.options.steps:
-            self.emit(Metric(self.fit.steps, {k: v for k, v in last.items() if k.startswith(f"{prefix}/")}))
-        left = self.fit.seconds / self.fit.steps * (self.options.steps - self.fit.steps)
-        speed = self.fit.tokens / self.fit.seconds if self.fit.seconds else 0.0
-        figures = {"loss": last[f"{prefix}/loss"], "tokens/s": round(speed), "seconds left": round(left)}
-        self.emit(Progress(self.fit.steps, self.options.steps, "steps", figures))
+    def _peak(self) -> float:
+        dtype = FORMATS.get(self.passes.precision.name, torch.float32)
+        return self.ranks.world * peak_flops(str(self.device), dtype, self.options.lanes)
 
-    def evaluate(self, evaluate: Callable[[ModelT], Mapping[str, float]]) -> None:
+    def progress(self) -> None:
+        """How far the run is, with the figures known so far."""
+        state, prefix = self.fit, self.options.prefix
+        figures: dict[str, float | str] = {}
+        if state.seconds and f"{prefix}/loss" in state.last:
+            seen = state.steps - len(self.unseen)
+            left = state.seconds / seen * (self.options.steps - state.steps)
+            speed = round(state.tokens / state.seconds)
+            figures = {"loss": state.last[f"{prefix}/loss"], "tokens/s": speed, "seconds left": round(left)}
+            if f"{prefix}/mfu" in state.last:
+                figures["MFU"] = round(state.last[f"{prefix}/mfu"], 3)
+        self.tell(Progress(state.steps, self.options.steps, "steps", figures))
+
+    def tell(self, event: Event) -> None:
+        """Emit, if this is the rank that speaks; a `Stop` is heeded when the step is whole."""
+        try:
+            if self.ranks.first:
+                self.emit(event)
+        except Stop:
+            self.stopping = True
+
+    def save(self) -> None:
+        """Write the resume point, unless this very state is saved already."""
+        self.look()
+        state = self.fit
+        if self.saved != (state.steps, state.evaluated):
+            record = {"fit": asdict(state), "settings": self.options.identity()}
+            record |= {"precision": self.passes.precision.state()}
+            if self.ranks.first:
+                self.points.write(state.steps, self._tensors(), record)
+            else:
+                for _ in self._tensors():
+                    pass  # parts are gathered by all ranks
+        self.saved = (state.steps, state.evaluated)
+        self.clock = self.last_save = time.monotonic()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.passes.trained.state_dict().items():
+            yield f"model.{name}", whole(value)
+        for name, value in self.optimizer.tensors().items():
+            yield f"optim.{name}", whole(value)
+        yield "guard.losses", self.guard.losses
+
+    @torch.no_grad()
+    def resume(self) -> None:
+        """Take over the resume point of an earlier, killed call, if there is one."""
+        point = self.points.newest()
+        if point is None:
+            return
+        check_settings(point, self.options.identity())
+        _load(self.passes.trained, point, "model.")
+        optimizer: dict[str, Tensor] = {}
+        point.read(self.optimizer.tensors(), optimizer.__setitem__, "optim.")
+        load_optimizer(self.optimizer, optimizer)
+        point.read({"losses": self.guard.losses}, lambda _, value: self.guard.losses.copy_(value), "guard.")
+        self.fit = Fit(**point.record["fit"])
+        self.passes.precision.load(point.record["precision"])
+        self.passes.gather()
+        self.saved = (self.fit.steps, self.fit.evaluated)
+        self.tell(Resumed(self.fit.steps))
+
+    def evaluate(self) -> None:
         """Measure, remember the best, and say so. Evaluates a step once, also across a resume."""
-        self.model.eval()
-        with torch.no_grad():
-            figures = dict(evaluate(self.model))
-        name = self.options.keep_best_by
-        self.fit.last |= figures
-        self.fit.evaluated = self.fit.steps
-        if name is None or not self.fit.best or figures[name] < self.fit.best[name]:
-            self.fit.best, self.fit.stale = figures | {"step": float(self.fit.steps)}, 0
-            if name is not None:
-                write_tensors(self.scratch / BEST, self.model.state_dict(), self.fit.best)
+        self.passes.gather()
+        measured: dict[str, float] = {}
+        if self.ranks.first and self.evaluation is not None:
+            self.model.eval()
+            with torch.no_grad():
+                measured = dict(self.evaluation(self.model))
+        figures: dict[str, float] = self.ranks.share(measured)
+        state, name = self.fit, self.options.keep_best_by
+        state.last |= figures
+        state.evaluated = state.steps
+        if name is None or not state.best or figures[name] < state.best[name]:
+            state.best, state.stale = figures | {"step": float(state.steps)}, 0
+            if name is not None and self.ranks.first:
+                self.bests.write(state.steps, iter(self.model.state_dict().items()), state.best)
         else:
-            self.fit.stale += 1
-        self.emit(Metric(self.fit.steps, figures))
+            state.stale += 1
+        self.tell(Metric(state.steps, figures))
+        self.clock = time.monotonic()
 
     def finish(self) -> Fit:
-        """Put the best weights into the model where they were asked for."""
-        if self.options.keep_best_by is not None and self.fit.best.get("step") != self.fit.steps:
-            found = read_tensors(self.scratch / BEST)
-            if found is not None:
-                self.model.load_state_dict(found[0])
+        """Put the weights asked for, the best or the last, into the caller's model."""
+        best = self.fit.best.get("step")
+        if self.options.keep_best_by is not None and best is not None and best != self.fit.steps:
+            with torch.no_grad():
+                _load(self.model, self.bests.read(round(best)), "")
+        else:
+            self.passes.gather()
         self.model.eval()
         self.optimizer.zero_grad()
         return self.fit
 
 
-def _detached(loss: Loss) -> Loss:
-    return Loss(loss.total.detach(), loss.count, loss.figures, loss.tokens)
+def _load(module: nn.Module, point: Point, prefix: str) -> None:
+    state: dict[str, Tensor] = module.state_dict()
+    point.read(state, lambda name, value: local(state[name]).copy_(local(part_of(value, state[name]))), prefix)
 
 
 def fit(
@@ -236,46 +296,50 @@ def fit(
     *,
     batch: Callable[[int], BatchT],
     objective: Callable[[ModelT, BatchT], Loss],
-    optimizer: Optimizers,
+    optimizer: Optimizers | Callable[[nn.Module], Optimizers],
     schedule: Schedule,
     options: LoopOptions,
     scratch: Path,
     emit: Emit,
     evaluate: Callable[[ModelT], Mapping[str, float]] | None = None,
+    precision: Precision | None = None,
+    ranks: Ranks | None = None,
 ) -> Fit:
     """Train `model` for `options.steps` steps, from the resume point in `scratch` if there is one.
 
     `batch(n)` gives batch number n and must depend on n alone. `schedule(step)` multiplies the base learning rates.
     `evaluate(model)` returns figures by name, such as {"validation/loss": 2.1}. When `emit` raises `Stop`, the resume
     point is saved and the exception passes. Ends with the best or the last weights in the model, in eval mode.
+
+    Every one of several `ranks` calls this with the same arguments; FSDP needs the optimizer as a function of the
+    model, as it trains a sharded copy. Raises `BadInput` if a resume point is damaged or of other settings, or if
+    memory runs out.
     """
-    run = _Run(model, batch, objective, optimizer, schedule, options, scratch, emit)
-    run.resume()
-    with ThreadPoolExecutor(options.lanes) if options.lanes > 1 else nullcontext() as run.pool:
+    ranks = ranks or Ranks()
+    ranks.check(options.accumulate)
+    device = next(model.parameters()).device
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            batch = stack.enter_context(closing(Prefetched(batch, device, ranks.world)))
+        arguments = (model, batch, objective, precision or Precision(), options.seed)
+        passes = stack.enter_context(closing(_passes(arguments, options, ranks)))
+        stack.enter_context(training_form(passes.trained, recompute=options.recompute, compiled=options.compiled))
+        made = optimizer if isinstance(optimizer, Optimizers) else optimizer(passes.trained)
+        share_muon(made, ranks)
+        run = _Run(model, passes, made, schedule, options, scratch, emit, evaluate, ranks)
         try:
-            return _train(run, evaluate)
-        except Stop:
-            run.save()
-            raise
+            return run.train()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise BadInput(
+                f"out of memory on {device.type} in step {run.fit.steps}: {options.out_of_memory}"
+            ) from error
 
 
-def _train(run: _Run[ModelT, BatchT], evaluate: Callable[[ModelT], Mapping[str, float]] | None) -> Fit:
-    options, state, saved = run.options, run.fit, time.monotonic()
-    while True:
-        last = state.steps >= options.steps
-        every = options.evaluate_every
-        if (
-            evaluate
-            and state.steps != state.evaluated
-            and (last or (state.steps and every and state.steps % every == 0))
-        ):
-            run.save()
-            run.evaluate(evaluate)
-            saved = time.monotonic()
-        if last or (options.patience is not None and state.stale >= options.patience):
-            return run.finish()
-        run.step()
-        run.tell()
-        if time.monotonic() - saved >= options.save_every_seconds:
-            run.save()
-            saved = time.monotonic()
+def _passes(arguments: Any, options: LoopOptions, ranks: Ranks) -> OneByOne[Any, Any]:
+    if ranks.world > 1 and ranks.parallel == "fsdp":
+        return Sharded(*arguments, world=ranks.world, blocks=blocks)
+    if ranks.world > 1:
+        return Replicated(*arguments, world=ranks.world)
+    return SideBySide(*arguments, lanes=options.lanes) if options.lanes > 1 else OneByOne(*arguments)

@@ -1,40 +1,171 @@
-"""Resume points: one safetensors file with all tensors and a small JSON record, replaced atomically.
+"""Resume points: folders of safetensors files with a record, whole or not there at all.
 
-A kill at any moment, or a full disk, leaves the previous resume point whole.
+Notable:
+- A point is written under another name, flushed to disk, then renamed: a kill at any moment or a full disk leaves the
+  points before it whole.
+- It holds whole tensors under the model's own names, so it does not depend on how many processes wrote it. Tensors come
+  one by one and go to disk in files of at most 4 GB: no process ever holds a second copy of a large model.
+- Numbers are part of the names (step-00001200): the newest is found by looking, no pointer can disagree with it.
+- A point that is damaged or of other settings is refused with its name, never overlooked.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from llm_core.contract import BadInput
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write `tensors` and the JSON `record` to `path`: flushed to disk under another name, then renamed."""
-    partial = path.with_name(f".{path.name}.part")
-    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, partial, metadata={"record": json.dumps(record, sort_keys=True)})
-    descriptor = os.open(partial, os.O_RDONLY)
+SHARD_BYTES = 4_000_000_000
+"""Largest file of tensors in bytes; a single larger tensor has a file of its own."""
+RECORD = "record.json"
+
+
+class Points:
+    """The numbered points `<kind>-<step>` of one folder, of which the newest `keep` stay."""
+
+    def __init__(self, folder: Path, kind: str, keep: int = 2, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.kind, self.keep, self.shard_bytes = folder, kind, keep, shard_bytes
+
+    def steps(self) -> list[int]:
+        """Steps of all points, ascending."""
+        found = [path.name.removeprefix(f"{self.kind}-") for path in self.folder.glob(f"{self.kind}-*")]
+        return sorted(int(step) for step in found if step.isdigit())
+
+    def path(self, step: int) -> Path:
+        """Where the point of `step` is."""
+        return self.folder / f"{self.kind}-{step:08d}"
+
+    def write(self, step: int, tensors: Iterable[tuple[str, Tensor]], record: Mapping[str, Any]) -> None:
+        """Write the point of `step` and drop those beyond the newest `keep`.
+
+        Raises `OSError` naming the file if it cannot be written; the points before it are then untouched.
+        """
+        path = self.path(step)
+        partial = path.with_name(f".{path.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            _fill(partial, tensors, record, self.shard_bytes)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+                raise OSError(f"{path}: could not be saved ({error}); the points saved before are whole") from error
+            raise
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+        _sync(self.folder)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.path(old))
+
+    def read(self, step: int) -> Point:
+        """The point of `step`, checked. Raises `BadInput` naming it if it is damaged or foreign."""
+        return Point(self.path(step))
+
+    def newest(self) -> Point | None:
+        """The point of the highest step, or None. Raises `BadInput` as `read` does."""
+        steps = self.steps()
+        return self.read(steps[-1]) if steps else None
+
+
+def _fill(folder: Path, tensors: Iterable[tuple[str, Tensor]], record: Mapping[str, Any], limit: int) -> None:
+    files: dict[str, int] = {}
+    waiting: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        from safetensors.torch import save_file
+
+        name = f"tensors-{len(files) + 1:05d}.safetensors"
+        save_file(waiting, folder / name)
+        files[name] = (folder / name).stat().st_size
+        _sync(folder / name)
+        waiting.clear()
+
+    held = 0
+    for name, value in tensors:
+        size = value.numel() * value.element_size()
+        if waiting and held + size > limit:
+            flush()
+            held = 0
+        waiting[name] = value.detach().cpu().contiguous()
+        held += size
+    if waiting:
+        flush()
+    text = json.dumps({"files": files, "record": dict(record)}, sort_keys=True)
+    (folder / RECORD).write_text(text)
+    _sync(folder / RECORD)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.replace(partial, path)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `write_tensors` wrote, or None if there is no whole file."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as handle:
-            record: dict[str, Any] = json.loads(handle.metadata()["record"])
-            return {name: handle.get_tensor(name) for name in handle.keys()}, record  # noqa: SIM118
-    except SafetensorError:
-        return None
+class Point:
+    """A written point: its `record`, and its tensors, read one by one when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = json.loads((path / RECORD).read_text())
+            self.record: dict[str, Any] = content["record"]
+            self.files: dict[str, int] = content["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.broken(f"{RECORD} is missing or unreadable") from error
+        for name, size in self.files.items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != size:
+                raise self.broken(f"{name} is missing or cut short")
+
+    def broken(self, why: str) -> BadInput:
+        """The sentence for a point that cannot be used."""
+        return BadInput(f"{self.path}: not a whole resume point ({why}); delete it to go on from the one before it")
+
+    def read(self, wanted: Mapping[str, Tensor], take: Callable[[str, Tensor], object], prefix: str = "") -> None:
+        """Hand each tensor of `wanted`, stored under `prefix` + its name, to `take`, one by one.
+
+        Raises `BadInput` if one is missing or has another shape.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        with ExitStack() as stack:
+            try:
+                handles = [stack.enter_context(safe_open(self.path / name, framework="pt")) for name in self.files]
+                where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise self.broken(str(error)) from error
+            for name, like in wanted.items():
+                if prefix + name not in where:
+                    raise self.broken(f"it has no tensor {prefix + name!r}: it is of another model or optimizer")
+                value = where[prefix + name].get_tensor(prefix + name)
+                if value.shape != like.shape:
+                    shapes = f"{tuple(value.shape)}, wanted {tuple(like.shape)}"
+                    raise self.broken(f"tensor {prefix + name!r} is {shapes}: it is of another model or optimizer")
+                take(name, value)
+
+
+def check_settings(point: Point, settings: Mapping[str, Any]) -> None:
+    """Refuse a point that was made with other settings, naming each that differs and both values."""
+    saved: dict[str, Any] = point.record.get("settings", {})
+    now = json.loads(json.dumps(dict(settings)))
+    differing = [
+        f"{name} (was {saved.get(name)!r}, is {now.get(name)!r})"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    ]
+    if differing:
+        raise BadInput(
+            f"{point.path}: this run began with other settings: {', '.join(differing)}; "
+            "set them back, or delete the resume points to begin anew"
+        )

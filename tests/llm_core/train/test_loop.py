@@ -116,7 +116,8 @@ def test_stopped_it_saves_and_resumes(tmp_path: Path) -> None:
 def test_a_half_written_resume_point_is_never_read(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         train(tmp_path, stop_at=5)
-    (tmp_path / ".resume.safetensors.part").write_bytes(b"half")
+    (tmp_path / ".step-00000006.part").mkdir()
+    (tmp_path / ".step-00000006.part" / "tensors-00001.safetensors").write_bytes(b"half")
     _, events, _ = train(tmp_path)
     assert events[0] == Resumed(5)
 
@@ -211,7 +212,7 @@ def test_curves_and_progress_are_told(tmp_path: Path) -> None:
     curves = [event for event in events if isinstance(event, Metric) and "train/loss" in event.values]
     assert [event.step for event in curves] == list(range(1, 11))
     assert set(curves[0].values) == {
-        "train/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second"
+        "train/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second", "train/memory_gb"
     }  # fmt: skip
     assert [e.values["validation/loss"] for e in events if isinstance(e, Metric) and "validation/loss" in e.values] == [
         3.0, 2.0, 2.5, 2.6, 2.7

@@ -1,0 +1,213 @@
+"""Several processes that train one model: what they tell each other, and Muon's share of the work.
+
+Ranks are started by torchrun (`launch.py`), or by anything that sets its environment variables. Tensors on a GPU travel
+by NCCL, those on a CPU by gloo. What the processes decide together (stop, save, the figures of an evaluation) goes by
+gloo, so a GPU never waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from llm_core.contract import BadInput
+from llm_core.train.optim import Muon, Optimizers, orthogonalise
+
+Parallel = Literal["ddp", "fsdp"]
+PATIENCE = timedelta(hours=6)
+"""How long ranks wait for each other: the first one may evaluate or save a large model meanwhile."""
+
+
+def _never() -> bool:
+    return False
+
+
+_asked_to_stop: Callable[[], bool] = _never
+
+
+def listen(asked_to_stop: Callable[[], bool]) -> None:
+    """Let the ranks of this process ask this function whether they got SIGTERM."""
+    global _asked_to_stop
+    _asked_to_stop = asked_to_stop
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, seen from one of them. The default is one process alone."""
+
+    rank: int = 0
+    world: int = 1
+    parallel: Parallel = "ddp"
+    asked_to_stop: Callable[[], bool] = _never
+    """Whether this process got SIGTERM. In a lone process `emit` raises `Stop` instead."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that speaks, evaluates and writes."""
+        return self.rank == 0
+
+    def mine(self, numbers: range) -> range:
+        """The passes of a step that are this rank's: every world-th. Together the ranks do what one would do."""
+        return numbers[self.rank :: self.world]
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Sum over all ranks, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag whether any rank holds it true."""
+        if self.world == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.int32)
+        torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in raised.tolist()]
+
+    def share(self, value: Any) -> Any:
+        """The first rank's value (of JSON's types) on every rank; the others wait for it."""
+        if self.world == 1:
+            return value
+        data = json.dumps(value).encode() if self.first else b""
+        size = torch.tensor([len(data)])
+        torch.distributed.broadcast(size, 0)
+        content = torch.frombuffer(bytearray(data.ljust(int(size))), dtype=torch.uint8)
+        torch.distributed.broadcast(content, 0)
+        return json.loads(bytes(content.tolist()))
+
+    def check(self, passes: int) -> None:
+        """Refuse a number of passes that the ranks cannot share evenly."""
+        if passes % self.world:
+            raise BadInput(
+                f"passes: {passes} passes cannot be shared by {self.world} ranks; make passes a multiple of ranks"
+            )
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of several ranks, or about to join them."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join(parallel: Parallel = "ddp") -> Ranks:
+    """Join the ranks that torchrun's environment variables describe; alone if there are none. May be called again."""
+    if not under_torchrun():
+        return Ranks(parallel=parallel)
+    group = torch.distributed
+    if not group.is_initialized():
+        backend = "gloo"
+        if torch.cuda.is_available():
+            backend = "cpu:gloo,cuda:nccl"
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        group.init_process_group(backend, timeout=PATIENCE)
+    return Ranks(group.get_rank(), group.get_world_size(), parallel, _asked_to_stop)
+
+
+def leave() -> None:
+    """Part from the other ranks."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def cores_of_a_rank(threads: int) -> int:
+    """CPU threads for this rank: its part of `threads`, or of all cores of the machine where that is 0."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, (threads or len(os.sched_getaffinity(0))) // local) if local > 1 else threads
+
+
+def whole(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be spread over the ranks. Every rank has to call it."""
+    full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return full
+
+
+def part_of(value: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor `value`, which every rank holds, spread as `like` is. Nothing travels."""
+    value = value.to(like.device)
+    if not hasattr(like, "placements"):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def load_optimizer(optimizer: Optimizers, saved: Mapping[str, Tensor]) -> None:
+    """Take over whole state tensors, whatever the number of ranks that hold the parameters now."""
+    optimizer.load({name: part_of(saved[name], like) for name, like in optimizer.tensors().items()})
+
+
+def share_muon(optimizer: Optimizers, ranks: Ranks) -> None:
+    """Let the ranks share Muon's work: each turns its part of the matrices of a shape, then all get all."""
+    if ranks.world > 1:
+        optimizer.muon = [SharedMuon.of(muon, ranks) for muon in optimizer.muon]
+
+
+class SharedMuon(Muon):
+    """Muon over matrices that every rank holds (DDP), or of which each holds some rows (FSDP2).
+
+    Momentum and the update itself stay where the parameter's rows are. An orthogonal matrix needs the whole of the
+    momentum: rows are gathered, each rank turns 1/world of the stack, and the turned matrices are gathered again.
+    """
+
+    ranks: Ranks
+
+    @classmethod
+    def of(cls, muon: Muon, ranks: Ranks) -> SharedMuon:
+        """The same optimiser, state included, with its work shared."""
+        shared = cls.__new__(cls)
+        shared.__dict__ = muon.__dict__ | {"ranks": ranks}
+        return shared
+
+    @torch.no_grad()
+    def _update(self, names: list[str], rate: float) -> None:
+        parameters = [self.parameters[name] for name in names]
+        rows, columns = parameters[0].shape
+        held = [local(p) for p in parameters]
+        grads = [local(p.grad) for p in parameters if p.grad is not None]
+        moments = [local(self.state[name]) for name in names]
+        torch._foreach_lerp_(moments, grads, 1 - self.momentum)
+        ahead = torch._foreach_lerp(grads, moments, self.momentum)
+        full = [whole(_as(value, p)) for value, p in zip(ahead, parameters, strict=True)]
+        turned = self._turn_together(torch.stack([m if rows <= columns else m.t() for m in full]))
+        if self.decay:
+            torch._foreach_mul_(held, 1 - rate * self.decay)
+        scale = max(1.0, rows / columns) ** 0.5
+        for mine, p, update in zip(held, parameters, turned, strict=True):
+            update = update if rows <= columns else update.t()
+            mine.add_(local(part_of(update.contiguous(), p)), alpha=-rate * scale)
+
+    def _turn_together(self, wide_NRC: Tensor) -> Tensor:
+        count, world = len(wide_NRC), self.ranks.world
+        share = -(-count // world)
+        mine = wide_NRC[self.ranks.rank * share : (self.ranks.rank + 1) * share]
+        turned = torch.zeros((share, *wide_NRC.shape[1:]), dtype=wide_NRC.dtype, device=wide_NRC.device)
+        if len(mine):
+            turned[: len(mine)] = orthogonalise(mine, self.turns)
+        gathered = [torch.empty_like(turned) for _ in range(world)]
+        torch.distributed.all_gather(gathered, turned)
+        return torch.cat(gathered)[:count]
+
+
+def local(value: Tensor) -> Tensor:
+    """This rank's part of a tensor; all of it if it is not spread. In-place changes reach the tensor."""
+    part: Tensor = value.to_local() if hasattr(value, "to_local") else value
+    return part
+
+
+def _as(part: Tensor, like: Tensor) -> Tensor:
+    """A local part as a tensor spread like `like`."""
+    if not hasattr(like, "placements"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(like, DTensor)
+    return DTensor.from_local(  # type: ignore[no-untyped-call,no-any-return]
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
