@@ -22,7 +22,6 @@ import httpx
 from llm_core.artifacts import write_atomic
 
 AGENT = "groundup/0.1 (reads public data sets; resumes and waits)"
-_CHUNK = 1 << 20
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RANGE = re.compile(r"bytes (\d+)-\d*/(\d+|\*)")
 
@@ -123,9 +122,9 @@ def _attempt(
             if tag and not tag.startswith("W/"):
                 write_atomic(_tag(part), tag.encode("latin-1", "replace"))
         total = _total(answer, have)
-        with open(part, "r+b" if have else "wb") as file:
+        with open(part, "r+b" if have else "wb", buffering=0) as file:  # what came is kept, however it ends
             file.seek(have)
-            for chunk in answer.iter_raw(_CHUNK):
+            for chunk in answer.iter_raw():
                 file.write(chunk)
                 have += len(chunk)
                 tell(have)

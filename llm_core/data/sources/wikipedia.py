@@ -165,7 +165,7 @@ def plain(wikitext: str, unseen: Sequence[str] = _CANONICAL) -> str:
         except ValueError:
             continue  # it stood inside one that is gone already
     text = _MAGIC_WORDS.sub("", code.strip_code(normalize=True, collapse=True))
-    return _BLANK_LINES.sub("\n\n", text).strip()
+    return _BLANK_LINES.sub("\n\n", "\n".join(line.strip() for line in text.splitlines())).strip()
 
 
 def fetched(source: str, dump: str, folder: Path, tell: Callable[[int], None]) -> Path:
