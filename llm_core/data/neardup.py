@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_core.data.minhash import BANDS, BYTES, FUNCTIONS, Signatures, band_keys, similarity
+from llm_core.data.minhash import BYTES, FUNCTIONS, LOOKS, Signatures, band_keys, similarity
 
 _CHUNK = 1 << 16
 Places = NDArray[np.int64]
@@ -35,7 +35,7 @@ def pairs(found: Signatures, rank: Places, threshold: float) -> Places:
     rows = np.flatnonzero(rank >= 0)
     rows = rows[np.argsort(rank[rows], kind="stable")]
     candidates = np.zeros(0, np.uint64)
-    for band in range(BANDS):
+    for band in range(LOOKS):
         keys = np.concatenate(
             [band_keys(np.asarray(found[rows[at : at + _CHUNK]]), band) for at in range(0, len(rows), _CHUNK)]
             or [np.zeros(0, np.uint64)]
