@@ -17,7 +17,15 @@ from llm_core.data.sources.huggingface import DatasetOptions, DatasetRows
 from llm_core.data.sources.parts import Gathered, Parts, gather
 from llm_core.data.sources.rows import Columns, write_rows
 from llm_core.data.web.job import CrawlJob
-from llm_core.data.web.store import CrawlFailed, crawl, snapshot
+from llm_core.data.web.results import (
+    Crawled,
+    counts_of_diffs,
+    how_it_ended,
+    rows_of_diffs,
+    rows_of_outcomes,
+    unreached,
+)
+from llm_core.data.web.store import CrawlFailed, crawl, delivered, snapshot
 from llm_core.settings.acquire import (
     AcquireConfig,
     BookCorpusSource,
@@ -40,11 +48,12 @@ def run(config: AcquireConfig, *, out: Path, scratch: Path, emit: Emit) -> Repor
     facts: dict[str, Any] = {"sources": {}}
     table: list[Row] = []
     unreadable: list[Row] = []
+    crawls: list[Crawled] = []
     with new_product(out, "raw", facts) as product:
         for source in config.sources:
             folder = product / source.name
             folder.mkdir()
-            gathered = _acquire(source, config, folder, scratch, emit)
+            gathered = _acquire(source, config, folder, scratch, emit, crawls)
             counts = gathered.counts
             for note in gathered.notes:
                 emit(Note(note))
@@ -54,21 +63,36 @@ def run(config: AcquireConfig, *, out: Path, scratch: Path, emit: Emit) -> Repor
             about = {"kind": source.kind, "licence": source.licence, "weight": getattr(source, "weight", 1.0)}
             facts["sources"][source.name] = {**about, **counts, **gathered.facts}
             table.append({"source": source.name, "kind": source.kind, "licence": source.licence, **counts})
+    for crawled in crawls:
+        delivered(crawled.job)
     units = ("pages", "documents", "dialogues", "preferences")
     metrics = {unit: float(sum(float(str(row.get(unit, 0))) for row in table)) for unit in units}
-    return Report(metrics=metrics, tables={"sources": table, **({"unreadable": unreadable} if unreadable else {})})
+    tables: dict[str, list[Row]] = {"sources": table}
+    if unreadable:
+        tables["unreadable"] = unreadable
+    if crawls:
+        tables["outcomes"] = [*rows_of_outcomes(crawls)]
+    if crawls and config.refresh:
+        tables["refresh"] = [*rows_of_diffs(crawls)]
+        metrics |= counts_of_diffs(crawls)
+    return Report(metrics=metrics, tables=tables)
 
 
 def _how_it_ended(counts: Counts) -> str:
     return ", ".join(f"{name}: {count:g}" for name, count in counts.items()) or "no rows"
 
 
-def _acquire(source: Source, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit) -> Gathered:
+def _acquire(
+    source: Source, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit, crawls: list[Crawled]
+) -> Gathered:
+    """Fill a source's folder; a crawl is added to `crawls`."""
     match source:
         case EmbeddedSource():
-            return Gathered(_embedded(source, config, folder, scratch, emit))
+            return _embedded(source, config, folder, scratch, emit, crawls)
         case WebSource():
-            return Gathered(_web(source, config, folder, scratch, emit))
+            job = web_job(source, config.store / source.name, refresh=config.refresh)
+            crawled = _crawl(source.name, job, source.max_pages, scratch, emit)
+            return _snapshot(crawled, folder, source.licence, crawls)
         case ProblemsSource():
             rows = problems.rows(problems.generate(source.count, source.seed, source.operations))
             return Gathered({"dialogues": write_rows(folder, "dialogues", rows)})
@@ -76,7 +100,9 @@ def _acquire(source: Source, config: AcquireConfig, folder: Path, scratch: Path,
             return _dataset(source, config, folder, scratch, emit)
 
 
-def _embedded(source: EmbeddedSource, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit) -> Counts:
+def _embedded(
+    source: EmbeddedSource, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit, crawls: list[Crawled]
+) -> Gathered:
     rendered = scratch / f"{source.name}-site"
     emit(Progress(0, None, "pages", {"source": source.name, "doing": "rendering the documentation"}))
     shutil.rmtree(rendered, ignore_errors=True)
@@ -94,8 +120,8 @@ def _embedded(source: EmbeddedSource, config: AcquireConfig, folder: Path, scrat
             proxy=proxy,
             refresh=config.refresh,
         )
-        counts = _crawl(job, source.name, site.pages, scratch, emit)
-    pages = snapshot(job, folder, licence=source.licence, group_of=embedded.group_of)
+        ended = _crawl(source.name, job, site.pages, scratch, emit)
+    gathered = _snapshot(ended, folder, source.licence, crawls, embedded.group_of)
     rows = [
         {
             "url": embedded.url_of(pair["page"]),
@@ -109,33 +135,42 @@ def _embedded(source: EmbeddedSource, config: AcquireConfig, folder: Path, scrat
         }
         for pair in site.dialogues
     ]
-    return {"pages": pages, "dialogues": write_rows(folder, "dialogues", rows), **counts}
+    gathered.counts["dialogues"] = write_rows(folder, "dialogues", rows)
+    return gathered
 
 
-def _web(source: WebSource, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit) -> Counts:
-    store = config.store / source.name
-    job = CrawlJob(
+def web_job(source: WebSource, store: Path, *, refresh: bool = False) -> CrawlJob:
+    """The crawl that a web source's settings describe, into a store."""
+    return CrawlJob(
         store=str(store),
         start=source.start,
         contact=source.contact,
         hosts=source.hosts,
         allow=source.allow,
         deny=source.deny,
+        allow_private=source.allow_private,
+        respect=source.respect,
+        sitemaps=source.sitemaps,
         max_pages=source.max_pages,
         max_pages_per_host=source.max_pages_per_host,
+        max_requests=source.max_requests,
         depth=source.depth,
         delay=source.delay_seconds,
+        max_crawl_delay=source.max_crawl_delay_seconds,
+        max_retry_after=source.max_retry_after_seconds,
         concurrency=source.concurrency,
+        total_concurrency=source.total_concurrency,
+        target_concurrency=source.target_concurrency,
         timeout=source.timeout_seconds,
         max_bytes=source.max_bytes,
-        refresh=config.refresh,
+        refresh=refresh,
     )
-    counts = _crawl(job, source.name, source.max_pages, scratch, emit)
-    return {"pages": snapshot(job, folder, licence=source.licence), **counts}
 
 
-def _crawl(job: CrawlJob, name: str, expected: int, scratch: Path, emit: Emit) -> Counts:
-    """Run the crawl, its counts shown; returns pages by outcome."""
+def _crawl(
+    name: str, job: CrawlJob, expected: int, scratch: Path, emit: Emit
+) -> tuple[str, CrawlJob, list[dict[str, Any]]]:
+    """Run the crawl, its counts shown; returns the source's name, the job, and how its URLs ended."""
     last: dict[str, Any] = {}
     with closing(crawl(job, scratch)) as lines:
         for last in lines:
@@ -144,7 +179,29 @@ def _crawl(job: CrawlJob, name: str, expected: int, scratch: Path, emit: Emit) -
     if last.get("reason") != "finished":
         emit(Note(f"the crawl of {name} was asked to end"))
         raise CrawlFailed(f"the crawl of {name} ended early ({last.get('reason')}); a rerun goes on from there")
-    return {outcome: float(count) for outcome, count in last["outcomes"].items() if outcome != "stored"}
+    outcomes: list[dict[str, Any]] = last["examples"]
+    why = unreached(outcomes, last["answered"])
+    if why and not last["outcomes"].get("stored"):
+        raise BadInput(f"acquire.sources: {name!r} gave nothing: {why}")
+    if why and job.refresh:
+        raise CrawlFailed(f"the refresh of {name} got no answer: {why}")
+    return name, job, outcomes
+
+
+def _snapshot(
+    ended: tuple[str, CrawlJob, list[dict[str, Any]]],
+    folder: Path,
+    licence: str,
+    crawls: list[Crawled],
+    group_of: Callable[[str], str] | None = None,
+) -> Gathered:
+    """The store's pages as the product has them. The manifest learns their number alone: outcomes come and go."""
+    name, job, outcomes = ended
+    taken = snapshot(job, folder, source=name, licence=licence, group_of=group_of)
+    if not taken.pages:
+        raise BadInput(f"acquire.sources: {name!r} gave nothing ({how_it_ended(outcomes)})")
+    crawls.append(Crawled(name, job, taken.pages, outcomes, taken.diff))
+    return Gathered({"pages": taken.pages})
 
 
 def _dataset(source: DatasetSource, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit) -> Gathered:

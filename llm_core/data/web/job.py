@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_core.data.web.frontier import Budgets
 from llm_core.data.web.urls import Scope, canonical, host_of
 
 AGENT = "groundup"
@@ -15,7 +16,7 @@ AGENT = "groundup"
 
 @dataclass(frozen=True, slots=True)
 class CrawlJob:
-    """One crawl into one store. Sizes are bytes, times seconds."""
+    """One crawl into one store. Sizes are bytes, times seconds; llm_core/settings/web.py says what each is for."""
 
     store: str
     start: tuple[str, ...]
@@ -23,11 +24,19 @@ class CrawlJob:
     hosts: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    allow_private: tuple[str, ...] = ()
+    respect: tuple[str, ...] = ("noindex", "noarchive", "noai", "nofollow")
+    sitemaps: str = "robots"
     max_pages: int = 1_000
     max_pages_per_host: int | None = None
+    max_requests: int | None = None
     depth: int = 20
     delay: float = 1.0
+    max_crawl_delay: float = 60.0
+    max_retry_after: float = 120.0
     concurrency: int = 1
+    total_concurrency: int = 16
+    target_concurrency: float = 1.0
     timeout: float = 20.0
     max_bytes: int = 5_000_000
     proxy: str | None = None
@@ -38,10 +47,28 @@ class CrawlJob:
         """The name under which the crawl shows itself, with the contact."""
         return f"{AGENT}/0.1 (+{self.contact})"
 
+    @property
+    def budgets(self) -> Budgets:
+        """The frontier's limits; without `max_requests`, three for each page and a thousand more."""
+        return Budgets(
+            max_pages=self.max_pages,
+            max_pages_per_host=self.max_pages_per_host,
+            max_requests=self.max_requests or 3 * self.max_pages + 1_000,
+            per_host=self.concurrency,
+            in_all=max(self.total_concurrency, self.concurrency),
+        )
+
+    def starts(self) -> tuple[str, ...]:
+        """The canonical start URLs."""
+        return tuple(url for url in map(canonical, self.start) if url)
+
+    def scope(self) -> Scope:
+        """Which URLs belong to this crawl, start URLs aside."""
+        return Scope([*map(host_of, self.starts()), *self.hosts], self.allow, self.deny)
+
     def admits(self) -> Callable[[str], bool]:
         """Which canonical URLs belong to this crawl; a start URL always does."""
-        starts = frozenset(url for url in map(canonical, self.start) if url)
-        scope = Scope([*map(host_of, starts), *self.hosts], self.allow, self.deny)
+        starts, scope = frozenset(self.starts()), self.scope()
         return lambda url: url in starts or scope.admits(url)
 
     def write(self, path: Path) -> None:

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from llm_core.data.web.frontier import Frontier
 from llm_core.data.web.job import CrawlJob
+from llm_core.data.web.ledger import Diff, Ledger
 from llm_core.data.web.warc import recover
 
 GRACE_SECONDS = 60.0
+ROWS = 10_000
+"""Pages of one row group of pages.parquet."""
+_NUMBERS = ("offset", "status", "bytes")
 PAGES = pa.schema(
-    [(name, pa.string()) for name in ("url", "group", "digest", "content_type", "segment", "fetched", "etag")]
-    + [(name, pa.string()) for name in ("last_modified", "robots", "licence")]
-    + [(name, pa.int64()) for name in ("status", "bytes", "offset")]
-)
+    [
+        (name, pa.int64() if name in _NUMBERS else pa.string())
+        for name in (
+            "url", "group", "digest", "content_type", "type", "segment", "offset", "fetched", "etag", "last_modified",
+            "robots", "licence", "status", "bytes", "source",
+        )
+    ]
+)  # fmt: skip
 
 
 class CrawlFailed(RuntimeError):
@@ -67,26 +76,57 @@ def _wait(child: subprocess.Popen[str]) -> None:
         child.communicate()
 
 
-def snapshot(job: CrawlJob, out: Path, *, licence: str, group_of: Callable[[str], str] | None = None) -> int:
-    """Hard-link the store's segments into `out`/warc and list its pages in `out`/pages.parquet; returns their number.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Pages that a snapshot lists, and what changed since the last one that was delivered."""
 
-    Pages that an earlier job fetched and this one would not are left out.
+    pages: int
+    diff: Diff
+
+
+def snapshot(
+    job: CrawlJob, out: Path, *, source: str, licence: str, group_of: Callable[[str], str] | None = None
+) -> Snapshot:
+    """Hard-link the store's segments into `out`/warc and list its pages in `out`/pages.parquet.
+
+    Pages that an earlier job fetched and this one would not are left out. Memory does not grow with the pages.
     `group_of(url)` names what must not be divided between training and validation; None leaves it to the document.
     """
     store, admits = Path(job.store), job.admits()
     (out / "warc").mkdir(parents=True)
     recover(store / "warc")
-    frontier = Frontier(store / "frontier.sqlite", max_pages=1)
-    rows = [
-        {**page, "licence": licence, "group": group_of(page["url"]) if group_of else None}
-        for page in frontier.stored_pages()
-        if admits(page["url"])
-    ]
-    frontier.close()
-    for segment in sorted({row["segment"] for row in rows}):
+    ledger = Ledger(store)
+    segments: set[str] = set()
+    pages = 0
+    try:
+        with pq.ParquetWriter(out / "pages.parquet", PAGES, compression="zstd") as writer:
+            for rows in _batches(ledger.pages(admits)):
+                for row in rows:
+                    row |= {"licence": licence, "source": source, "group": group_of(row["url"]) if group_of else None}
+                    row["type"] = (row["content_type"] or "").partition(";")[0].strip().lower() or None
+                    segments.add(row["segment"])
+                writer.write_table(pa.Table.from_pylist(rows, schema=PAGES))
+                pages += len(rows)
+        diff = ledger.diff(admits)
+    finally:
+        ledger.close()
+    for segment in sorted(segments):
         link_or_copy(store / "warc" / segment, out / "warc" / segment)
-    pq.write_table(pa.Table.from_pylist(rows, schema=PAGES), out / "pages.parquet", compression="zstd")
-    return len(rows)
+    return Snapshot(pages, diff)
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(islice(rows, ROWS)):
+        yield batch
+
+
+def delivered(job: CrawlJob) -> None:
+    """Remember that a product holds what the last snapshot had: the next diff is against it."""
+    ledger = Ledger(Path(job.store))
+    try:
+        ledger.deliver(job.admits())
+    finally:
+        ledger.close()
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -82,8 +82,9 @@ def site() -> Iterator[Site]:
 @pytest.fixture
 def job(site: Site, tmp_path: Path) -> CrawlJob:
     return CrawlJob(
-        store=str(tmp_path / "store"), start=(f"{site.url}/",), contact="test@example.org", delay=0.0, concurrency=8
-    )
+        store=str(tmp_path / "store"), start=(f"{site.url}/",), contact="test@example.org", delay=0.0, concurrency=8,
+        allow_private=("127.0.0.1",),
+    )  # fmt: skip
 
 
 def go(job: CrawlJob, tmp_path: Path) -> dict[str, int]:
@@ -92,7 +93,7 @@ def go(job: CrawlJob, tmp_path: Path) -> dict[str, int]:
 
 
 def table(job: CrawlJob, folder: Path) -> list[dict[str, Any]]:
-    snapshot(job, folder, licence="CC0-1.0")
+    snapshot(job, folder, source="site", licence="CC0-1.0")
     return pq.read_table(folder / "pages.parquet").to_pylist()
 
 
@@ -218,7 +219,7 @@ def test_refresh(site: Site, job: CrawlJob, tmp_path: Path) -> None:
 
 def test_acquire_of_a_web_source(site: Site, tmp_path: Path) -> None:
     site.page("/", "/a"), site.page("/a")
-    source = WebSource(kind="web", name="site", start=(f"{site.url}/",), contact="x@example.org", delay_seconds=0)
+    source = WebSource(kind="web", name="site", start=(f"{site.url}/",), contact="x@example.org", delay_seconds=0, allow_private=("127.0.0.1",))
     config = AcquireConfig(sources=(source,), store=tmp_path / "store")
     events: list[Any] = []
     report = acquire.run(config, out=tmp_path / "raw", scratch=tmp_path, emit=events.append)
@@ -231,7 +232,7 @@ def test_acquire_of_a_web_source(site: Site, tmp_path: Path) -> None:
 def test_a_stop_ends_the_crawl_and_leaves_no_product(site: Site, tmp_path: Path) -> None:
     big_site(site, 240)
     site.delay = 0.02
-    source = WebSource(kind="web", name="site", start=(f"{site.url}/",), contact="x@example.org", delay_seconds=0)
+    source = WebSource(kind="web", name="site", start=(f"{site.url}/",), contact="x@example.org", delay_seconds=0, allow_private=("127.0.0.1",))
 
     def emit(event: Any) -> None:
         if isinstance(event, Progress) and event.done >= 10:

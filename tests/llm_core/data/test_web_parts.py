@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from warcio.archiveiterator import ArchiveIterator
 
-from llm_core.data.web.frontier import Frontier
-from llm_core.data.web.urls import Scope, canonical, links
+from llm_core.data.web.frontier import Budgets, Frontier
+from llm_core.data.web.page import links
+from llm_core.data.web.urls import Scope, canonical
 from llm_core.data.web.warc import SegmentWriter, recover, whole_members
 
 
