@@ -1,21 +1,32 @@
-"""What a worker does to a batch: read, extract, mend, filter. Each document comes back with its text or its reason."""
+"""What a worker does to a batch: read, extract, mend, filter, mask. Each document comes back with its text or its
+reason.
+
+Every page is worked on in a child process of the worker, which is ended if the page takes too long: it is then dropped
+as "timeout". A page over which a parser crashes is dropped as "crashed". Neither costs any other page.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from fastwarc import ArchiveIterator
 
-from llm_core.data.characters import repair
-from llm_core.data.extract import MAX_BYTES, Metadata, Page, Unreadable, deadline, main_text, read
+from llm_core.data.characters import CharacterOptions, part_special_tokens, repair
+from llm_core.data.extract import MAX_BYTES, MIN_RULE_CHARACTERS, Page, Unreadable, main_text, read
 from llm_core.data.filters import FilterOptions, judge
 from llm_core.data.language import language_of
+from llm_core.data.metadata import Metadata
+from llm_core.data.pii import MaskOptions, mask
 from llm_core.data.rules import rule_for
+from llm_core.parallel import isolated
 
 EXCERPT = 200
+MOST_REPLACED = 0.01
+"""Larger shares of replacement characters in a text mean that its bytes were read in the wrong encoding, or lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +36,15 @@ class PrepareOptions:
     rules: Path
     rule: str | None = None
     engine: str = "trafilatura"
+    min_rule_characters: int = MIN_RULE_CHARACTERS
+    respect_noindex: bool = True
     max_bytes: int = MAX_BYTES
     timeout: float = 20.0
+    characters: CharacterOptions = field(default_factory=CharacterOptions)
+    personal: MaskOptions = field(default_factory=MaskOptions)
     languages: tuple[str, ...] = ()
+    language_threshold: float = 0.65
+    record_language: bool = False
     filters: FilterOptions = field(default_factory=FilterOptions)
 
 
@@ -47,63 +64,106 @@ class Candidate:
 
     url: str | None
     text: str
+    """Of a document that is dropped, the beginning."""
     reason: str | None = None
     title: str | None = None
     language: str | None = None
     licence: str | None = None
     date: str | None = None
     group: str | None = None
+    digest: str | None = None
+    """xxh3-128, in hex, of the page's body or the row's text."""
+    masked: dict[str, int] = field(default_factory=dict)
+    """Personal data that was masked, by kind, and what spelled a special token ("special_token")."""
+
+
+Item = tuple[dict[str, Any], Path | None, PrepareOptions]
 
 
 def prepare(batch: Batch) -> tuple[str, list[Candidate]]:
-    """(source, candidates in the order of the rows). Never raises for what a page holds."""
-    contents = _warc_contents(batch.rows, batch.warc) if batch.warc else _own_contents(batch.rows)
-    return batch.source, [
-        _candidate(row, content, batch.options) for row, content in zip(batch.rows, contents, strict=True)
-    ]
+    """(source, candidates in the order of the rows). Never raises for what a page holds.
+
+    Raises `BadInput` for a rule that cannot be used.
+    """
+    items: list[Item] = [(row, batch.warc, batch.options) for row in batch.rows]
+    return batch.source, isolated(candidate, items, seconds=batch.options.timeout, failed=_lost)
 
 
-def _own_contents(rows: Sequence[dict[str, Any]]) -> Iterator[bytes]:
-    for row in rows:
-        yield (row["text"] or "").encode("utf-8", "surrogatepass")
+def _lost(item: Item, reason: str) -> Candidate:
+    row = item[0]
+    return Candidate(row["url"], "", reason, group=row.get("group"), digest=row.get("digest"))
 
 
-def _warc_contents(rows: Sequence[dict[str, Any]], folder: Path) -> Iterator[bytes | None]:
-    """The bodies of records by segment and offset; None for a record that cannot be read."""
-    for row in rows:
-        with open(folder / row["segment"], "rb") as file:
-            file.seek(row["offset"])
-            record = next(iter(ArchiveIterator(file, parse_http=True)), None)
-            yield record.reader.read() if record is not None else None
-
-
-def _candidate(row: dict[str, Any], content: bytes | None, options: PrepareOptions) -> Candidate:
-    url, group = row["url"], row.get("group")
+def candidate(item: Item) -> Candidate:
+    """One row's document. It may take very long, or end the process: `prepare` guards against both."""
+    row, warc, options = item
+    content = _recorded(row, warc, options.max_bytes) if warc else row["text"] or ""
     if content is None:
-        return Candidate(url, "", "unreadable_record", group=group)
+        return _lost(item, "unreadable_record")
+    about: dict[str, Any] = {"group": row.get("group"), "digest": row.get("digest") or _digest(content)}
     try:
-        with deadline(options.timeout):
-            text, head = _text(row, content, options)
+        text, head = _text(row, content, options)
     except Unreadable as error:
-        return Candidate(url, "", str(error), group=group)
+        return Candidate(row["url"], "", str(error), **about)
     except RecursionError:
-        return Candidate(url, "", "too_deep", group=group)
+        return Candidate(row["url"], "", "too_deep", **about)
     reason, text = judge(text, options.filters) if text else ("no_text", "")
     language = head.language
-    if reason is None and options.languages:
-        language = language_of(text)
-        reason = None if language in options.languages else "language"
+    if reason is None and (options.languages or options.record_language):
+        language, probability = language_of(text)
+        if options.languages and (language not in options.languages or probability < options.language_threshold):
+            reason = "language"
+    text, masked = _masked(text if reason is None else text[:EXCERPT], options)
+    if reason is not None:
+        return Candidate(row["url"], text, reason, language=language, **about)
     title = head.title or row.get("title")
-    licence = head.licence or row.get("licence")
-    return Candidate(url, text, reason, title, language, licence, head.date, group)
+    return Candidate(
+        row["url"],
+        text,
+        title=mask(repair(title), options.personal)[0] if title else None,
+        language=language,
+        licence=head.licence or row.get("licence"),
+        date=head.date or row.get("date"),
+        masked=masked,
+        **about,
+    )
 
 
-def _text(row: dict[str, Any], content: bytes, options: PrepareOptions) -> tuple[str, Metadata]:
+def _digest(content: bytes | str) -> str:
+    return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+
+
+def _masked(text: str, options: PrepareOptions) -> tuple[str, dict[str, int]]:
+    text, counts = mask(text, options.personal)
+    text, parted = part_special_tokens(text)
+    return text, counts | ({"special_token": parted} if parted else {})
+
+
+def _recorded(row: dict[str, Any], folder: Path, max_bytes: int) -> bytes | None:
+    """The body of a record by segment and offset, at most a byte more than is parsed; None if it cannot be read."""
+    with open(folder / row["segment"], "rb") as file:
+        file.seek(row["offset"])
+        try:
+            record = next(iter(ArchiveIterator(file, parse_http=True)), None)
+            return record.reader.read(max_bytes + 1) if record is not None else None
+        except Exception:  # whatever the reader raises over a damaged record costs that record
+            return None
+
+
+def _text(row: dict[str, Any], content: bytes | str, options: PrepareOptions) -> tuple[str, Metadata]:
     page = read(content, row.get("content_type"), options.max_bytes)
     if not isinstance(page, Page):
-        return repair(page), Metadata()
+        return _mended(page, options), Metadata()
     robots = f"{page.metadata.robots or ''},{row.get('robots') or ''}".lower()
-    if "noindex" in robots or "none" in robots.replace(" ", "").split(","):
+    if options.respect_noindex and ("noindex" in robots or "none" in robots.replace(" ", "").split(",")):
         raise Unreadable("noindex")
-    text = main_text(page, engine=options.engine, rule=rule_for(row["url"] or "", options.rules, options.rule))
-    return repair(text or ""), page.metadata
+    rule = rule_for(row["url"] or "", options.rules, options.rule)
+    found = main_text(page, engine=options.engine, rule=rule, min_rule_characters=options.min_rule_characters)
+    return _mended(found.text, options), found.metadata
+
+
+def _mended(text: str, options: PrepareOptions) -> str:
+    text = repair(text, options.characters)
+    if text.count("\ufffd") > MOST_REPLACED * len(text):
+        raise Unreadable("wrong_encoding")
+    return text

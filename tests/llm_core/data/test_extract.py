@@ -6,16 +6,14 @@ import contextlib
 import gzip
 import json
 import tarfile
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from fastwarc import ArchiveIterator
 
-from llm_core.contract import BadInput
-from llm_core.data.extract import TimedOut, Unreadable, deadline, decode, extract, metadata
-from llm_core.data.rules import rule_for
+from llm_core.data.extract import Unreadable, decode, extract
+from llm_core.data.metadata import metadata
 
 ARTICLE = b"""<!DOCTYPE html><html lang="en-GB"><head><title>The title</title>
 <meta property="article:published_time" content="2024-05-06"><link rel="license" href="https://example.org/by">
@@ -55,21 +53,6 @@ def test_caps() -> None:
         extract(b"<div>" * 20_000 + b"text")
     with pytest.raises(Unreadable, match="binary"):
         extract(b"\x00\x01\x02" * 100)
-
-
-def wait_under_a_deadline() -> None:
-    with deadline(0.05):
-        time.sleep(5)
-
-
-def test_deadline() -> None:
-    started = time.monotonic()
-    with pytest.raises(TimedOut, match="timeout"):
-        wait_under_a_deadline()
-    assert time.monotonic() - started < 5
-    with deadline(0.05):
-        pass
-    time.sleep(0.06)  # the alarm is off
 
 
 @pytest.mark.parametrize(
@@ -141,20 +124,3 @@ def test_common_crawl_capture(shared_data: Path) -> None:
     assert document is not None
     assert len(document.text) > 200
     assert document.title
-
-
-def test_rules(tmp_path: Path, root: Path) -> None:
-    (tmp_path / "example.org.py").write_text("def extract(soup):\n    return soup.h1.get_text() if soup.h1 else None\n")
-    rule = rule_for("https://www.example.org/a", tmp_path)
-    assert extract(ARTICLE, rule=rule).text == "The title"
-    assert "This paragraph" in extract(ARTICLE.replace(b"h1", b"h2"), rule=rule).text, "the engine takes over"
-    assert rule_for("https://other.org/", tmp_path) is None
-    assert rule_for("https://other.org/", tmp_path, "example.org") is rule
-    assert rule_for("http://pydoc.localhost/library/x.html", root / "rules") is not None
-    with pytest.raises(BadInput, match="no rule 'missing'"):
-        rule_for("", tmp_path, "missing")
-    with pytest.raises(BadInput, match="no rule"):
-        rule_for("", tmp_path, "../example.org")
-    (tmp_path / "bad.org.py").write_text("x = 1\n")
-    with pytest.raises(BadInput, match="needs a function extract"):
-        rule_for("http://bad.org/", tmp_path)
