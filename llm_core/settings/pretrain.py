@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from llm_core.contract import Config
 from llm_core.model.config import ModelConfig
+from llm_core.scaling.laws import EPOCH, Law
 
 
 class ModelSettings(Config):
@@ -89,6 +90,30 @@ class ScheduleSettings(Config):
     """Factor that the fall ends at, 0 to 1."""
 
 
+class LawSettings(Config):
+    """A scaling law L(N, D) = E + A / N^alpha + B / D^beta in nats per token: what a run is expected to reach.
+
+    The default is Chinchilla's, fitted on another corpus and far larger models, so it says little of a small one.
+    """
+
+    name: str = EPOCH.name
+    """Where the law is from; a name that begins with `own` was fitted on runs on this corpus."""
+    E: float = Field(default=EPOCH.E, ge=0)
+    """Loss in nats per token that no model gets below, 0 or more."""
+    A: float = Field(default=EPOCH.A, gt=0)
+    """What a small model costs, above 0."""
+    B: float = Field(default=EPOCH.B, gt=0)
+    """What little data costs, above 0."""
+    alpha: float = Field(default=EPOCH.alpha, gt=0, le=10)
+    """How fast the cost of size falls, above 0 up to 10."""
+    beta: float = Field(default=EPOCH.beta, gt=0, le=10)
+    """How fast the cost of data falls, above 0 up to 10."""
+
+    def build(self) -> Law:
+        """The law."""
+        return Law(**self.model_dump())
+
+
 class PretrainConfig(Config):
     """Settings of pretrain: train the model on all pages."""
 
@@ -125,6 +150,9 @@ class PretrainConfig(Config):
     """Tokens of held-out pages that an evaluation in between looks at; the last one takes all."""
     save_every_seconds: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
+    law: LawSettings = LawSettings()
+    """The law whose expected loss is told beside the actual one; it changes nothing in training. `groundup plan
+    --apply` puts the law of your own ladder here."""
     sample_tokens: int = Field(default=60, ge=1, le=4096)
     """Longest generated sample in tokens."""
     sample_prompts: tuple[str, ...] = (

@@ -15,6 +15,7 @@ from llm_core.model.checkpoint import save_model
 from llm_core.model.config import ModelConfig
 from llm_core.model.sampling import generate
 from llm_core.model.transformer import Transformer
+from llm_core.scaling.prediction import Prediction, predict
 from llm_core.settings.pretrain import PretrainConfig
 from llm_core.train.batches import PageBatches, Windows, next_token_loss_on, shuffled_stream
 from llm_core.train.heldout import bits_per_byte, document_nats, spread
@@ -22,6 +23,7 @@ from llm_core.train.loop import Fit, LoopOptions, fit
 from llm_core.train.machine import Machine, prepare
 from llm_core.train.optim import OptimizerOptions, make_optimizer
 from llm_core.train.schedule import make_schedule
+from llm_core.train.speed import expected_seconds
 
 
 def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
@@ -31,6 +33,8 @@ def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit:
     lanes = 1 if shape.dropout else config.passes
     machine = prepare(config.threads, config.device, config.precision, lanes)
     emit(Note(f"{shape.architecture}: {shape.parameters():,} parameters, {shape.flops_per_token():,} FLOPs a token"))
+    expected = _expect(config, shape, data, machine)
+    emit(Note(expected.sentence()))
     torch.manual_seed(config.seed)
     model = Transformer(shape).to(machine.device)
     result = _train(model, config, data, machine, scratch, emit)
@@ -40,7 +44,16 @@ def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit:
         save_model(model, folder, data.tokenizer, _card(shape, config, figures))
     speed = result.tokens / result.seconds if result.seconds else 0.0
     training = {"train_loss": result.last["train/loss"], "train_seconds": result.seconds, "tokens_per_second": speed}
-    return Report(figures | training, samples=_samples(model, config, data))
+    compared = {"prediction": expected.table(figures.get("loss"), result.seconds)}
+    return Report(figures | training | expected.metrics(), compared, samples=_samples(model, config, data))
+
+
+def _expect(config: PretrainConfig, shape: ModelConfig, data: Shards, machine: Machine) -> Prediction:
+    """What the run should reach and take, before it begins."""
+    options = OptimizerOptions(**config.optimizer.model_dump())
+    seconds = expected_seconds(shape, machine, options, steps=config.steps, sequences=config.batch_sequences)
+    tokens = config.steps * config.batch_sequences * shape.context
+    return predict(shape, tokens, len(data.tokens("train")), config.law.build(), seconds)
 
 
 def _train(
