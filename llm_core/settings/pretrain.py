@@ -114,7 +114,24 @@ class LawSettings(Config):
         return Law(**self.model_dump())
 
 
-class PretrainConfig(Config):
+class LoopSettings(Config):
+    """How a training loop uses the machine, and what it does about trouble; shared by pretrain and sft."""
+
+    ranks: int = Field(default=1, ge=0, le=1024)
+    """Processes on this machine that train together; `passes` must be a multiple. 0: one for each GPU."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several ranks hold: `ddp`: each the whole model; `fsdp`: each a part of weights, gradients and optimizer."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: a fraction of their memory for a third more time."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch compiles the blocks; `auto`: on a GPU only."""
+    spike_sigma: float = Field(default=6.0, ge=0, le=100)
+    """Standard deviations above the mean of the last 128 losses from which a step is left out, 0 to 100; 0: never."""
+    keep_last: int = Field(default=2, ge=1, le=1000)
+    """Resume points that stay on disk, 1 to 1000."""
+
+
+class PretrainConfig(LoopSettings):
     """Settings of pretrain: train the model on all pages."""
 
     seed: int = Field(default=1, ge=0, lt=2**31)

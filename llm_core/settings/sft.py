@@ -6,11 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from llm_core.contract import Config
-from llm_core.settings.pretrain import OptimizerSettings, ScheduleSettings
+from llm_core.settings.pretrain import LoopSettings, OptimizerSettings, ScheduleSettings
 
 
-class SftConfig(Config):
+class SftConfig(LoopSettings):
     """Settings of sft: tune the base model on dialogues; the loss counts answers only."""
 
     seed: int = Field(default=1, ge=0, lt=2**31)

@@ -95,6 +95,12 @@ def under_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def ranks_to_start(ranks: int) -> int:
+    """How many ranks this process has to start: as many as the settings ask for (0: one for each GPU), or none."""
+    wanted = ranks or torch.cuda.device_count()
+    return wanted if wanted > 1 and not under_torchrun() else 0
+
+
 def join(parallel: Parallel = "ddp") -> Ranks:
     """Join the ranks that torchrun's environment variables describe; alone if there are none. May be called again."""
     if not under_torchrun():
@@ -168,18 +174,18 @@ class SharedMuon(Muon):
     @torch.no_grad()
     def _update(self, names: list[str], rate: float) -> None:
         parameters = [self.parameters[name] for name in names]
-        rows, columns = parameters[0].shape
         held = [local(p) for p in parameters]
         grads = [local(p.grad) for p in parameters if p.grad is not None]
         moments = [local(self.state[name]) for name in names]
         torch._foreach_lerp_(moments, grads, 1 - self.momentum)
         ahead = torch._foreach_lerp(grads, moments, self.momentum)
         full = [whole(_as(value, p)) for value, p in zip(ahead, parameters, strict=True)]
-        turned = self._turn_together(torch.stack([m if rows <= columns else m.t() for m in full]))
+        turned = self._turn_together(torch.stack([m if m.shape[0] <= m.shape[1] else m.t() for m in full]))
         if self.decay:
             torch._foreach_mul_(held, 1 - rate * self.decay)
-        scale = max(1.0, rows / columns) ** 0.5
         for mine, p, update in zip(held, parameters, turned, strict=True):
+            rows, columns = p.shape
+            scale = max(1.0, rows / columns) ** 0.5
             update = update if rows <= columns else update.t()
             mine.add_(local(part_of(update.contiguous(), p)), alpha=-rate * scale)
 

@@ -14,6 +14,7 @@ Before a pass torch's random state is set from (seed, number of the pass), so dr
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -148,7 +149,10 @@ class Replicated(OneByOne[ModelT, BatchT]):
 
         super().__init__(*arguments)
         self.inner = _Objective(self.model, self.objective)
-        self.outer = DistributedDataParallel(self.inner, broadcast_buffers=False, gradient_as_bucket_view=True)
+        named = inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.13 renamed the first of these
+        unsynced = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+        options: dict[str, Any] = {unsynced: False, "gradient_as_bucket_view": True}
+        self.outer = DistributedDataParallel(self.inner, **options)
         self.mean_over = world
 
     def _pass(self, number: int) -> Loss:

@@ -168,6 +168,10 @@ class Voice:
             handle.write(json.dumps({"kind": kind, **values}) + "\n")
 
 
+def _silence(_: Event) -> None:
+    """What the other ranks tell."""
+
+
 def main(arguments: list[str]) -> int:
     """Run the job's stage as one rank; the exit code."""
     file = Path(arguments[0])
@@ -176,9 +180,10 @@ def main(arguments: list[str]) -> int:
     distributed.listen(lambda: stop_requested)
     try:
         ranks = distributed.join()
+        emit = voice if ranks.first else _silence
         run = importlib.import_module(job["stage"]).run
         config = typing.get_type_hints(run)["config"].model_validate(job["config"])
-        report = run(config, **{name: Path(path) for name, path in job["paths"].items()}, emit=voice)
+        report = run(config, **{name: Path(path) for name, path in job["paths"].items()}, emit=emit)
         if ranks.first:
             file.with_name("report.json").write_text(json.dumps(asdict(report)))
     except Stop:

@@ -6,16 +6,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from llm_core.train.machine import Machine
+
+LOOK_EVERY = 10
+"""Steps between looks at a GPU's figures."""
+OF_THE_MACHINE = (
+    "ranks", "parallel", "threads", "device", "activation_checkpointing", "compile", "save_every_seconds", "keep_last",
+    "sample_tokens", "sample_prompts", "sample_count", "law",
+)  # fmt: skip
+"""Settings that may differ when a run is resumed: they say where and how it runs, not what comes out."""
+
 
 class TrainingSettings(Protocol):
     """What the settings of every stage that trains in passes have in common."""
 
-    steps: int
-    seed: int
-    clip: float
-    passes: int
-    evaluate_every: int
-    save_every_seconds: float
+    @property
+    def steps(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def clip(self) -> float: ...
+    @property
+    def passes(self) -> int: ...
+    @property
+    def evaluate_every(self) -> int: ...
+    @property
+    def save_every_seconds(self) -> float: ...
+    @property
+    def spike_sigma(self) -> float: ...
+    @property
+    def keep_last(self) -> int: ...
+    @property
+    def activation_checkpointing(self) -> bool: ...
+    @property
+    def compile(self) -> str: ...
+    def model_dump(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +85,19 @@ class LoopOptions:
     """Settings (flat, of JSON's types) that have to be the same when the run is resumed."""
 
     @classmethod
-    def of(cls, settings: TrainingSettings, **more: Any) -> LoopOptions:
-        """The options that a stage's settings name, with `more` beside them."""
+    def of(cls, settings: TrainingSettings, machine: Machine, **more: Any) -> LoopOptions:
+        """The options that a stage's settings name on this machine, with `more` beside them."""
+        on_gpu = machine.device.type == "cuda"
         return cls(
+            lanes=machine.lanes,
+            spike_sigma=settings.spike_sigma,
+            keep_last=settings.keep_last,
+            recompute=settings.activation_checkpointing,
+            compiled=settings.compile == "on" or (settings.compile == "auto" and on_gpu),
+            look_every=LOOK_EVERY if on_gpu and machine.precision != "fp16" else 1,
+            settings=flat({k: v for k, v in settings.model_dump().items() if k not in OF_THE_MACHINE}),
+            out_of_memory=f"raise passes (now {settings.passes}), which cuts a step into smaller batches, or set "
+            "activation_checkpointing",
             steps=settings.steps,
             seed=settings.seed,
             clip=settings.clip,
@@ -76,3 +111,11 @@ class LoopOptions:
         """What a resume point must agree with."""
         own = {"steps": self.steps, "seed": self.seed, "clip": self.clip, "passes": self.accumulate}
         return own | dict(self.settings)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

@@ -18,7 +18,9 @@ from llm_core.model.transformer import Transformer
 from llm_core.scaling.prediction import Prediction, predict
 from llm_core.settings.pretrain import PretrainConfig
 from llm_core.train.batches import PageBatches, Windows, next_token_loss_on, shuffled_stream
+from llm_core.train.distributed import Ranks, cores_of_a_rank, join, ranks_to_start
 from llm_core.train.heldout import bits_per_byte, document_nats, spread
+from llm_core.train.launch import run_ranks
 from llm_core.train.loop import Fit, LoopOptions, fit
 from llm_core.train.machine import Machine, prepare
 from llm_core.train.optim import OptimizerOptions, make_optimizer
@@ -28,16 +30,22 @@ from llm_core.train.speed import expected_seconds
 
 def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Train a model from fresh weights on the training pages and measure it on the held-out ones."""
+    if started := ranks_to_start(config.ranks):
+        paths = {"shards": shards, "out": out, "scratch": scratch}
+        return Report(**run_ranks(__name__, config.model_dump(mode="json"), paths, started, emit))
+    ranks = join(config.parallel)
     data = Shards.open(shards)
     shape = config.model.build(data.vocab_size)
-    lanes = 1 if shape.dropout else config.passes
-    machine = prepare(config.threads, config.device, config.precision, lanes)
+    lanes = 1 if shape.dropout or ranks.world > 1 else config.passes
+    machine = prepare(cores_of_a_rank(config.threads), config.device, config.precision, lanes)
     emit(Note(f"{shape.architecture}: {shape.parameters():,} parameters, {shape.flops_per_token():,} FLOPs a token"))
-    expected = _expect(config, shape, data, machine)
+    expected = _expect(config, shape, data, machine, ranks)
     emit(Note(expected.sentence()))
     torch.manual_seed(config.seed)
     model = Transformer(shape).to(machine.device)
-    result = _train(model, config, data, machine, scratch, emit)
+    result = _train(model, config, data, machine, ranks, scratch, emit)
+    if not ranks.first:
+        return Report({})
     figures = _measure(model, data, machine)
     figures |= {"parameters": shape.parameters(), "tokens_seen": result.tokens, "steps": result.steps}
     with new_product(out, "base", _facts(shape, config, figures)) as folder:
@@ -48,36 +56,31 @@ def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit:
     return Report(figures | training | expected.metrics(), compared, samples=_samples(model, config, data))
 
 
-def _expect(config: PretrainConfig, shape: ModelConfig, data: Shards, machine: Machine) -> Prediction:
+def _expect(config: PretrainConfig, shape: ModelConfig, data: Shards, machine: Machine, ranks: Ranks) -> Prediction:
     """What the run should reach and take, before it begins."""
     options = OptimizerOptions(**config.optimizer.model_dump())
-    seconds = expected_seconds(shape, machine, options, steps=config.steps, sequences=config.batch_sequences)
+    size = {"steps": config.steps, "sequences": config.batch_sequences, "ranks": ranks.world}
+    seconds = expected_seconds(shape, machine, options, **size)
     tokens = config.steps * config.batch_sequences * shape.context
     return predict(shape, tokens, len(data.tokens("train")), config.law.build(), seconds)
 
 
 def _train(
-    model: Transformer, config: PretrainConfig, data: Shards, machine: Machine, scratch: Path, emit: Emit
+    model: Transformer, config: PretrainConfig, data: Shards, machine: Machine, ranks: Ranks, scratch: Path, emit: Emit
 ) -> Fit:
-    options = LoopOptions(
-        steps=config.steps,
-        seed=config.seed,
-        clip=config.clip,
-        accumulate=config.passes,
-        lanes=machine.lanes,
-        evaluate_every=config.evaluate_every,
-        save_every_seconds=config.save_every_seconds,
-    )
+    optimizer = OptimizerOptions(**config.optimizer.model_dump())
     return fit(
         model,
         batch=batches(config, data, model.config.context),
         objective=next_token_loss_on(machine),
-        optimizer=make_optimizer(model, OptimizerOptions(**config.optimizer.model_dump())),
+        optimizer=lambda trained: make_optimizer(trained, optimizer),
         schedule=make_schedule(steps=config.steps, **config.schedule.model_dump()),
-        options=options,
+        options=LoopOptions.of(config, machine, flops_per_token=model.config.flops_per_token()),
         scratch=scratch,
         emit=emit,
         evaluate=lambda model: _glance(model, data, config.evaluate_tokens, machine),
+        precision=machine.make_precision(),
+        ranks=ranks,
     )
 
 
@@ -92,7 +95,8 @@ def batches(config: PretrainConfig, data: Shards, context: int) -> PageBatches:
             raise BadInput("pretrain.dialogue_share: the shards hold no training dialogues; set it to 0")
         stream = shuffled_stream(found.tokens, found.offsets, config.seed)
         dialogues = Windows(stream, context, config.seed, stream=1)
-    return PageBatches(pages, dialogues, config.dialogue_share, config.batch_sequences, config.passes)
+    rows, passes = config.batch_sequences, config.passes
+    return PageBatches(pages, dialogues, config.dialogue_share, rows, passes, vocab_size=data.vocab_size)
 
 
 def _glance(model: Transformer, data: Shards, tokens: int, machine: Machine) -> dict[str, float]:

@@ -17,7 +17,9 @@ from llm_core.model.sampling import generate
 from llm_core.model.transformer import Transformer
 from llm_core.settings.sft import SftConfig
 from llm_core.train.batches import DialogueBatches, collate, next_token_loss, next_token_loss_on
+from llm_core.train.distributed import Ranks, cores_of_a_rank, join, ranks_to_start
 from llm_core.train.heldout import spread
+from llm_core.train.launch import run_ranks
 from llm_core.train.loop import Fit, LoopOptions, fit
 from llm_core.train.machine import Machine, prepare
 from llm_core.train.optim import OptimizerOptions, make_optimizer
@@ -29,14 +31,20 @@ LOOKED_AT = 256
 
 def run(config: SftConfig, *, base: Path, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Tune all weights of the base model on the training dialogues."""
+    if started := ranks_to_start(config.ranks):
+        paths = {"base": base, "shards": shards, "out": out, "scratch": scratch}
+        return Report(**run_ranks(__name__, config.model_dump(mode="json"), paths, started, emit))
+    ranks = join(config.parallel)
     data = Shards.open(shards)
     model = load_model(base)
-    lanes = 1 if model.config.dropout else config.passes
-    machine = prepare(config.threads, config.device, config.precision, lanes)
+    lanes = 1 if model.config.dropout or ranks.world > 1 else config.passes
+    machine = prepare(cores_of_a_rank(config.threads), config.device, config.precision, lanes)
     model.to(machine.device)
     _check_vocabulary(model, base, data)
     held_out = HeldOut(data, model.config.context)
-    result = _train(model, config, data, held_out, machine, scratch, emit)
+    result = _train(model, config, data, held_out, machine, ranks, scratch, emit)
+    if not ranks.first:
+        return Report({})
     figures = held_out.figures(model)
     summary = {name.removeprefix("validation/"): value for name, value in figures.items()}
     with new_product(out, "chat", {"steps": result.steps, "seed": config.seed, "figures": summary}) as folder:
@@ -59,17 +67,15 @@ def _train(
     data: Shards,
     held_out: HeldOut,
     machine: Machine,
+    ranks: Ranks,
     scratch: Path,
     emit: Emit,
 ) -> Fit:
-    options = LoopOptions(
-        steps=config.steps,
-        seed=config.seed,
-        clip=config.clip,
-        accumulate=config.passes,
-        lanes=machine.lanes,
-        evaluate_every=config.evaluate_every,
-        save_every_seconds=config.save_every_seconds,
+    optimizer = OptimizerOptions(**config.optimizer.model_dump())
+    options = LoopOptions.of(
+        config,
+        machine,
+        flops_per_token=model.config.flops_per_token(),
         keep_best_by=None if config.patience is None else "validation/loss",
         patience=config.patience,
     )
@@ -77,12 +83,14 @@ def _train(
         model,
         batch=batches(config, data.dialogues("train"), model.config.context),
         objective=next_token_loss_on(machine),
-        optimizer=make_optimizer(model, OptimizerOptions(**config.optimizer.model_dump())),
+        optimizer=lambda trained: make_optimizer(trained, optimizer),
         schedule=make_schedule(steps=config.steps, **config.schedule.model_dump()),
         options=options,
         scratch=scratch,
         emit=emit,
         evaluate=held_out.figures,
+        precision=machine.make_precision(),
+        ranks=ranks,
     )
 
 
