@@ -97,6 +97,7 @@ class Assembly:
         return ("repeats_others" if too_short(fresh, rules.min_words) else None), fresh
 
     def _keep(self, rules: SourceRules, fields: dict[str, Any], text: str, key: str, cluster: str | None) -> None:
+        self._corpus.masked.update({(rules.name, kind): count for kind, count in fields.get("masked", {}).items()})
         group = fields["group"] or key
         split = split_of(group, self._validation)
         row = {**fields, "id": key, "source": rules.name, "text": text, "group": group, "split": split}
@@ -107,6 +108,8 @@ class Assembly:
     ) -> None:
         row = {"source": rules.name, "url": fields["url"], "digest": fields["digest"], "reason": reason}
         self._corpus.drop(KINDS[kind], {**row, "excerpt": text[:EXCERPT], "cluster": cluster})
+        for name, item, words in fields.get("hits", ()):
+            self._corpus.contaminated(KINDS[kind], row, name, item, words)
 
     def _cluster(self, place: int) -> str | None:
         """The id of the record that stays for this one, as it was before pieces were removed; None without copies."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from llm_core.data import dialogues, spill
+from llm_core.data import decontaminate, dialogues, spill
 from llm_core.data.document import KINDS, identity
 from llm_core.data.filters import listed_url
 from llm_core.data.minhash import signatures
@@ -28,6 +29,25 @@ PAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Evaluation sets, and what counts as a piece of one; each process makes the index once."""
+
+    files: tuple[Path, ...] = ()
+    n: int = decontaminate.N
+    shortest: int = decontaminate.SHORTEST
+    fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(file name, fields that are looked for)."""
+
+
+@lru_cache(1)
+def index_of(held_out: HeldOut) -> decontaminate.Index:
+    """The index of evaluation sets. Raises `BadInput` for one that cannot be read."""
+    return decontaminate.Index.build(
+        held_out.files, n=held_out.n, shortest=held_out.shortest, fields=dict(held_out.fields)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Rows `start` to `start + count` of a row group of `path`, or `rows` themselves, of the source of this number."""
 
@@ -38,6 +58,7 @@ class Task:
     options: PrepareOptions
     shares: tuple[float, float]
     """Validation, feedback: shares of groups."""
+    held_out: HeldOut = HeldOut()
     near_duplicates: bool = True
     row_group: int = 0
     start: int = 0
@@ -52,8 +73,6 @@ class Task:
 
 def divided(task: Task) -> Iterator[Task]:
     """The whole file of `task` as tasks of a size that a worker likes."""
-    from dataclasses import replace
-
     with pq.ParquetFile(task.path) as file:
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
@@ -84,34 +103,43 @@ def _documents(task: Task, rows: Sequence[dict[str, Any]]) -> list[spill.Record]
     warc = task.path.parent / "warc" if task.path.stem == "pages" else None
     prepared = iter(prepare(Batch(task.name, wanted, task.options, warc))[1])
     candidates = [
-        next(prepared) if reason is None else Candidate(row["url"], "", reason)
+        next(prepared) if reason is None else Candidate(row["url"], "", reason, digest=row.get("digest"))
         for row, reason in zip(rows, reasons, strict=True)
     ]
-    stay = [place for place, candidate in enumerate(candidates) if candidate.reason is None]
+    good = [place for place, candidate in enumerate(candidates) if candidate.reason is None]
+    hits = dict(zip(good, _hits(task, [candidates[place].text for place in good]), strict=True))
+    stay = [place for place in good if not hits[place]]
     signed: dict[int, bytes] = {}
     if task.near_duplicates:
         found, there = signatures([candidates[place].text for place in stay])
         signed = {place: found[at].tobytes() for at, place in enumerate(stay) if there[at]}
-    return [
-        _document(row, candidate, signed.get(place))
-        for place, (row, candidate) in enumerate(zip(rows, candidates, strict=True))
-    ]
+    return [_document(candidate, signed.get(place), hits.get(place, [])) for place, candidate in enumerate(candidates)]
 
 
-def _document(row: dict[str, Any], candidate: Candidate, signature: bytes | None) -> spill.Record:
-    digest = row.get("digest") or xxhash.xxh3_128_hexdigest((row.get("text") or "").encode("utf-8", "surrogatepass"))
-    fields = {
+def _hits(task: Task, texts: Sequence[str]) -> list[list[list[str]]]:
+    """For each text [set, item, words] of what it shares with the evaluation sets."""
+    if not task.held_out.files:
+        return [[] for _ in texts]
+    found = index_of(task.held_out).hits_of(texts)
+    return [[[hit.set, hit.item, hit.words] for hit in hits] for hits in found]
+
+
+def _document(candidate: Candidate, signature: bytes | None, hits: list[list[str]]) -> spill.Record:
+    fields: dict[str, Any] = {
         "url": candidate.url,
-        "digest": digest,
+        "digest": candidate.digest,
         "title": candidate.title,
         "language": candidate.language,
         "licence": candidate.licence,
         "date": candidate.date,
         "group": candidate.group,
     }
-    if candidate.reason is not None:
-        text = candidate.text[:EXCERPT]
-        return spill.Record(0, candidate.url, text, digest, candidate.reason, fields=fields)
+    reason = "contaminated" if hits else candidate.reason
+    if reason is not None:
+        fields |= {"hits": hits} if hits else {}
+        return spill.Record(0, candidate.url, candidate.text[:EXCERPT], "0", reason, fields=fields)
+    if candidate.masked:
+        fields["masked"] = candidate.masked
     known = canonical(candidate.url) if candidate.url else None
     address = xxhash.xxh3_64_intdigest(known.encode()) or 1 if known else 0
     key = identity(candidate.text)
@@ -120,12 +148,20 @@ def _document(row: dict[str, Any], candidate: Candidate, signature: bytes | None
 
 def _conversations(task: Task, rows: Sequence[dict[str, Any]]) -> Iterator[spill.Record]:
     clean = dialogues.dialogue if task.kind == "dialogues" else dialogues.preference
+    spoken = "messages" if task.kind == "dialogues" else "prompt"
+    found = []
     for row in rows:
         digest = row.pop("digest", None) or xxhash.xxh3_128_hexdigest(json.dumps(row, sort_keys=True).encode())
         cleaned, reason = clean(row, task.name, task.shares)
-        messages = cleaned["messages" if task.kind == "dialogues" else "prompt"]
-        first = messages[0]["content"] if messages else ""
-        fields = {**cleaned, "digest": digest}
+        found.append((cleaned | {"digest": digest}, reason))
+    texts = [
+        "\n".join([*(message["content"] for message in cleaned[spoken]), cleaned.get("chosen", "")])
+        for cleaned, _ in found
+    ]
+    for (cleaned, reason), hits in zip(found, _hits(task, texts), strict=True):
+        if hits and reason is None:
+            reason, cleaned = "contaminated", cleaned | {"hits": hits}
+        first = cleaned[spoken][0]["content"] if cleaned[spoken] else ""
         yield spill.Record(
-            KINDS.index(task.kind), cleaned["url"], first[:EXCERPT], cleaned["id"], reason, fields=fields
+            KINDS.index(task.kind), cleaned["url"], first[:EXCERPT], cleaned["id"], reason, fields=cleaned
         )

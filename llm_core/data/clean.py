@@ -24,11 +24,14 @@ from llm_core.artifacts import new_product, read_manifest
 from llm_core.contract import BadInput, Emit, Progress, Report, Row
 from llm_core.data import minhash
 from llm_core.data.assemble import Assembly, SourceRules
-from llm_core.data.candidates import Task, divided, work
+from llm_core.data.candidates import HeldOut, Task, divided, index_of, work
+from llm_core.data.characters import CharacterOptions
 from llm_core.data.corpus import Corpus
+from llm_core.data.decontaminate import evaluation_files
 from llm_core.data.dedup import Duplicates, Index
 from llm_core.data.document import KINDS
 from llm_core.data.filters import C4Limits, FilterOptions, FineWebLimits, QualityLimits, RepetitionLimits, UrlLists
+from llm_core.data.pii import MaskOptions
 from llm_core.data.prepare import PrepareOptions
 from llm_core.data.spill import Findings, Records
 from llm_core.parallel import map_ordered
@@ -43,7 +46,7 @@ def run(
     raw: Path,
     rules: Path,
     lists: Path,
-    heldout: Path,  # noqa: ARG001
+    heldout: Path,
     out: Path,
     scratch: Path,
     emit: Emit,
@@ -53,7 +56,8 @@ def run(
     sources = _sources(config, raw)
     with _empty(scratch.resolve() / "records") as folder:
         found = Findings(folder)
-        _find(found, _tasks(config, sources, raw, rules, lists, folder), config.workers, _rows_of(raw, sources), emit)
+        tasks = _tasks(config, sources, raw, rules, lists, _held_out(config, heldout.resolve()), folder)
+        _find(found, tasks, config.workers, _rows_of(raw, sources), emit)
         index, signature = found.ordered()
         copies = _copies(config, index, signature, found.signatures)
         facts = _facts(config, raw)
@@ -107,7 +111,13 @@ def _rows_of(raw: Path, sources: Sequence[str]) -> int:
 
 
 def _tasks(
-    config: CleanConfig, sources: Sequence[str], raw: Path, rules: Path, lists: Path, folder: Path
+    config: CleanConfig,
+    sources: Sequence[str],
+    raw: Path,
+    rules: Path,
+    lists: Path,
+    held_out: HeldOut,
+    folder: Path,
 ) -> Iterator[Task]:
     for number, path in _files(raw, sources):
         yield from divided(
@@ -118,9 +128,22 @@ def _tasks(
                 spill=folder,
                 options=_options(config, _settings(config, sources[number]), rules, lists),
                 shares=(config.validation_share, config.feedback_share),
+                held_out=held_out,
                 near_duplicates=config.near_duplicates.drop,
             )
         )
+
+
+def _held_out(config: CleanConfig, folder: Path) -> HeldOut:
+    settings = config.decontamination
+    sets = HeldOut(
+        files=tuple(evaluation_files(folder)),
+        n=settings.n,
+        shortest=settings.shortest,
+        fields=tuple(sorted(settings.fields.items())),
+    )
+    index_of(sets)  # what is wrong with a set is said before the work begins
+    return sets
 
 
 def _settings(config: CleanConfig, source: str) -> SourceSettings:
@@ -131,10 +154,16 @@ def _options(config: CleanConfig, settings: SourceSettings, rules: Path, lists: 
     return PrepareOptions(
         rules=rules,
         rule=settings.rule,
-        engine=config.engine,
+        engine=settings.engine or config.engine,
+        min_rule_characters=settings.rule_min_characters,
+        respect_noindex=settings.respect_noindex,
         max_bytes=config.max_html_bytes,
         timeout=config.timeout_seconds,
+        characters=CharacterOptions(settings.characters.punctuation, settings.characters.case),
+        personal=MaskOptions(**dict(settings.personal_data)),
         languages=settings.languages,
+        language_threshold=settings.language_threshold,
+        record_language=settings.record_language,
         filters=_filters(settings.filters, lists),
     )
 
@@ -263,5 +292,10 @@ def _report(corpus: Corpus, clusters: list[Row]) -> Report:
     metrics["near_duplicates"] = float(
         sum(count for (_, _, reason), count in corpus.reasons.items() if reason == "near_duplicate")
     )
-    tables = {"funnel": funnel, "reasons": reasons, "splits": splits, "clusters": clusters}
-    return Report(metrics=metrics, tables=tables)
+    masked: list[Row] = [
+        {"source": source, "kind": kind, "count": count} for (source, kind), count in sorted(corpus.masked.items())
+    ]
+    hits: list[Row] = [{"set": name, "hits": count} for name, count in sorted(corpus.hits.items())]
+    tables = {"funnel": funnel, "reasons": reasons, "splits": splits}
+    tables |= {"clusters": clusters, "masked": masked, "contamination": hits}
+    return Report(metrics=metrics, tables={name: rows for name, rows in tables.items() if rows})

@@ -14,11 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm_core.contract import BadInput
-from llm_core.data.document import DIALOGUES, DOCUMENTS, DROPPED, PREFERENCES
+from llm_core.data.document import CONTAMINATED, DIALOGUES, DOCUMENTS, DROPPED, PREFERENCES
 
-SCHEMAS = {"documents": DOCUMENTS, "dialogues": DIALOGUES, "preferences": PREFERENCES, "dropped": DROPPED}
+SCHEMAS = {
+    "documents": DOCUMENTS,
+    "dialogues": DIALOGUES,
+    "preferences": PREFERENCES,
+    "dropped": DROPPED,
+    "contaminated": CONTAMINATED,
+}
 GROUP_ROWS, GROUP_BYTES = 1_000, 16_000_000
-_FEW_VALUES = ["source", "language", "licence", "date", "split", "kind", "reason", "what", "cluster"]
+_FEW_VALUES = ["source", "language", "licence", "date", "split", "kind", "reason", "what", "cluster", "set"]
 
 
 class Corpus:
@@ -34,6 +40,9 @@ class Corpus:
         self.kept: Counter[tuple[str, str]] = Counter()
         self.reasons: Counter[tuple[str, str, str]] = Counter()
         self.splits: Counter[tuple[str, str]] = Counter()
+        self.masked: Counter[tuple[str, str]] = Counter()
+        """Personal data masked in documents that are kept, by source and kind."""
+        self.hits: Counter[str] = Counter()
         self.text_bytes: Counter[str] = Counter()
 
     def __enter__(self) -> Corpus:
@@ -66,6 +75,12 @@ class Corpus:
         self.reasons[what, row["source"], row["reason"]] += 1
         self._append("dropped", {**row, "what": what}, 0)
 
+    def contaminated(self, what: str, row: dict[str, Any], name: str, item: str, words: str) -> None:
+        """Write a hit: a row that is dropped shares these words with an item of the evaluation set `name`."""
+        self.hits[name] += 1
+        traced = {key: row[key] for key in ("source", "url", "digest")}
+        self._append("contaminated", {**traced, "what": what, "set": name, "item": item, "words": words}, 0)
+
     def total(self, what: str) -> int:
         """How many rows of a kind were kept."""
         return sum(count for (kind, _), count in self.kept.items() if kind == what)
@@ -76,6 +91,8 @@ class Corpus:
             "kept": {what: self.total(what) for what in SCHEMAS if self.total(what)},
             "dropped": {"/".join(key): count for key, count in sorted(self.reasons.items())},
             "splits": {f"{what}/{split}": count for (what, split), count in sorted(self.splits.items())},
+            "masked": {"/".join(key): count for key, count in sorted(self.masked.items())},
+            "contamination": dict(sorted(self.hits.items())),
             "text_bytes": self.text_bytes.total(),
             "text_bytes_of": dict(sorted(self.text_bytes.items())),
         }

@@ -41,6 +41,8 @@ PREFERENCES = pa.schema(
 DROPPED = pa.schema(
     [(name, pa.string()) for name in ("source", "what", "url", "digest", "reason", "excerpt", "cluster")]
 )
+CONTAMINATED = pa.schema([(name, pa.string()) for name in ("source", "what", "url", "digest", "set", "item", "words")])
+"""What a dropped row shares with an evaluation set: the set's file, the item's number, the words."""
 
 
 @dataclass(frozen=True, slots=True)
