@@ -146,6 +146,8 @@ class Index:
                 places, entries = table.find(words.runs(length))
                 owners, starts = words.whose(places)
                 for text, start, entry in zip(owners.tolist(), starts.tolist(), entries.tolist(), strict=True):
+                    if self._items[table.owners[entry]][:2] in found[first + text]:
+                        continue
                     spelled = words.spelled(text, start, min(length, int(words.counts[text]) - start))
                     hit = self._hit(table, entry, spelled) if len(spelled) == length else None
                     if hit is not None:

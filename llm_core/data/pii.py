@@ -49,7 +49,7 @@ _CARDS = re.compile(
 )
 """First digits and lengths by issuer: Visa, Mastercard (both ranges), American Express, Diners, Discover, JCB,
 UnionPay."""
-_PHONE = re.compile(r"(?<![\w+.,@#=/-])(?:\+|00|\(0|\(?[1-9])(?:[ ()./-]{0,3}\d){6,14}(?![\w@-]|[.,]\d)")
+_PHONE = re.compile(r"(?<![\w+.,@#=/-])(?:\+|00|\(?0?[1-9])(?:[ ()./-]{0,3}\d){6,14}(?![\w@-]|[.,]\d)")
 IPV4_DIGITS = 7
 """Fewest digits of an IPv4 address: of those with fewer, nearly all are numbers of sections and versions."""
 VERSION_BEFORE = 12
@@ -188,7 +188,7 @@ def _end_of(written: str, length: int) -> int:
 def _cards(text: str, start: int, end: int) -> Iterator[Span]:
     for found in _GROUPS.finditer(text, start, end):
         digits = found[0].replace(" ", "").replace("-", "")
-        if _CARDS.fullmatch(digits) and _luhn(digits) and len(set(digits)) > 2:
+        if _CARDS.fullmatch(digits) and _luhn(digits) and len(set(digits)) > 1:
             yield found.span()
 
 
@@ -206,19 +206,19 @@ def _phones(text: str, start: int, end: int, regions: tuple[str, ...]) -> Iterat
 
 
 def _in_plan(candidate: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    """Where the candidate is a valid number of a numbering plan, written in groups as its country writes them."""
-    places: tuple[str | None, ...] = (None,) if candidate.startswith(("+", "00")) else regions
+    """Where the candidate is a valid number of a numbering plan; a national one written in groups, as its country does.
+
+    Ten digits in a row may be anything, and what follows a decimal point is no telephone number.
+    """
+    international = candidate.startswith(("+", "00"))
     written = f"+{candidate[2:]}" if candidate.startswith("00") else candidate
-    shift = len(written) - len(candidate)
-    for region in places:
-        leniency = Leniency.VALID if region is None else Leniency.STRICT_GROUPING
-        if region is not None and candidate.isdigit():
-            continue  # ten digits in a row may be anything
-        matches = list(PhoneNumberMatcher(written, region, leniency=leniency))
-        if matches:
-            for match in matches:
-                yield max(match.start - shift, 0) if match.start else 0, match.end - shift
-            return
+    shift = len(candidate) - len(written)
+    leniency = Leniency.VALID if international else Leniency.STRICT_GROUPING
+    for region in (None,) if international else regions:
+        for match in PhoneNumberMatcher(written, region, leniency=leniency):
+            if match.start == 0 and (international or not match.raw_string.isdigit()):
+                yield 0, match.end + shift
+                return
 
 
 def known_regions() -> frozenset[str]:
