@@ -180,11 +180,11 @@ def _crawl(
         emit(Note(f"the crawl of {name} was asked to end"))
         raise CrawlFailed(f"the crawl of {name} ended early ({last.get('reason')}); a rerun goes on from there")
     outcomes: list[dict[str, Any]] = last["examples"]
-    why = unreached(outcomes, last["answered"])
-    if why and not last["outcomes"].get("stored"):
-        raise BadInput(f"acquire.sources: {name!r} gave nothing: {why}")
-    if why and job.refresh:
-        raise CrawlFailed(f"the refresh of {name} got no answer: {why}")
+    if why := unreached(outcomes, last["answered"]):
+        if not last["copies"]:
+            raise BadInput(f"acquire.sources: {name!r} gave nothing: {why}")
+        if job.refresh:
+            raise CrawlFailed(f"the refresh of {name} got no answer: {why}")
     return name, job, outcomes
 
 

@@ -234,10 +234,10 @@ class CrawlSpider(Spider):  # type: ignore[misc]
             self.frontier.set_fact("refreshing", 0)
         self.frontier.commit()
         ledger = Ledger(self.store)
-        rows = ledger.outcomes(self.frontier.postponed())
+        rows, copies = ledger.outcomes(self.frontier.postponed()), ledger.copies()
         ledger.close()
         counts = {row["outcome"]: row["count"] for row in rows if ": " not in row["outcome"]}
-        self.tell(reason=reason, answered=self.answered, outcomes=counts, examples=rows)
+        self.tell(reason=reason, answered=self.answered, copies=copies, outcomes=counts, examples=rows)
         self.frontier.close()
 
 

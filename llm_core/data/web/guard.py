@@ -106,13 +106,16 @@ class _CappedProtocol(_LenientHTTP11ClientProtocol):  # type: ignore[misc]
 
     def dataReceived(self, data: bytes) -> None:
         parser = self._parser
-        if parser is not None and parser.state in ("STATUS", "HEADER"):
+        if parser is None or parser.state not in ("STATUS", "HEADER"):
+            super().dataReceived(data)
+            return
+        end = data.find(b"\n\r\n")
+        if self._header_bytes + end <= MAX_HEADER_BYTES:
+            super().dataReceived(data)
             self._header_bytes += len(data)
-            super().dataReceived(data)
-            if self._parser is parser and parser.state == "HEADER" and self._header_bytes > MAX_HEADER_BYTES:
-                self._giveUp(Failure(HeaderTooLarge(f"more than {MAX_HEADER_BYTES:,} bytes of headers")))
-        else:
-            super().dataReceived(data)
+            if self._parser is not parser or parser.state != "HEADER" or self._header_bytes <= MAX_HEADER_BYTES:
+                return
+        self._giveUp(Failure(HeaderTooLarge(f"more than {MAX_HEADER_BYTES:,} bytes of headers")))
 
 
 class _CappedFactory(_LenientHTTP11ClientFactory):  # type: ignore[misc]

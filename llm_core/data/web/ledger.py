@@ -53,6 +53,10 @@ class Ledger:
             if admits(row[0]):
                 yield dict(zip(names, row, strict=True))
 
+    def copies(self) -> int:
+        """Pages of which the store has a copy, in the product or not."""
+        return int(self._db.execute("SELECT count(*) FROM pages WHERE segment IS NOT NULL").fetchone()[0])
+
     def diff(self, admits: Callable[[str], bool]) -> Diff:
         """What changed since the last call of `deliver`."""
         diff = Diff()
