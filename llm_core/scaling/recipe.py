@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from llm_core.model.config import ModelConfig
 
-WIDTHS = (16, 24, 32, 48, 64, 80, *range(96, 512, 32), *range(512, 1536, 64), *range(1536, 8193, 128))
+WIDTHS = (16, 24, 32, 40, 48, 64, 80, *range(96, 512, 32), *range(512, 1536, 64), *range(1536, 8193, 128))
 MOST_RATE = 0.006
 """The default of this project, measured at 1.3 million parameters: no smaller model is given more."""
 STEP_LAW = "Step Law, Li et al. 2025, arXiv:2503.04715"
@@ -19,7 +19,7 @@ def depth_for(width: int) -> int:
 
     Kaplan et al. 2020 (figure 5): the loss hardly depends on the shape over a wide range around such ratios.
     """
-    return max(1, round(width / (32 * max(1.0, width / 128) ** 0.39)))
+    return max(1, round(width / (32 * math.pow(max(1.0, width / 128), 0.39))))
 
 
 def heads_for(width: int) -> int:
