@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from llm_core.model.transformer import Transformer
 
@@ -57,7 +56,7 @@ def _score(model: Transformer, rows: Sequence[tuple[list[int], int]]) -> list[Co
         tokens_BT[b, : len(tokens)] = torch.tensor(tokens)
         wanted_BT[b, len(tokens) - 1 - scored : len(tokens) - 1] = True
     hidden_BTD = model.hidden(tokens_BT[:, :-1].to(device))
-    logits_NV = F.linear(hidden_BTD[wanted_BT.to(device)], model.head_weight).float()
+    logits_NV = model.logits(hidden_BTD[wanted_BT.to(device)]).float()
     targets_N = tokens_BT[:, 1:][wanted_BT].to(device)
     logprob_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(1)
     likeliest_N = logits_NV.argmax(1) == targets_N

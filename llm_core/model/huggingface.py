@@ -1,7 +1,8 @@
 """Config and weights in Hugging Face's terms, both ways.
 
 Llama and Qwen3 need only a config: our modules carry their names. GPT-2 stores query, key and value in one transposed
-matrix, which is split and joined here. `seed` is no architecture of `transformers`; it keeps our names.
+matrix, which is split and joined here. `seed` and `speedrun` are no architectures of `transformers`; they keep our
+names.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ ARCHITECTURES = {
     "gpt2": ("gpt2", "GPT2LMHeadModel"),
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "speedrun": ("groundup_speedrun", "GroundupSpeedrun"),
 }
 
 _GPT2_NAMES = (

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from llm_core.contract import BadInput
-from llm_core.model.transformer import Cache, Transformer
+from llm_core.model.attention import Cache
+from llm_core.model.transformer import Transformer
 
 SHRINK = 0.25
 """Ended rows leave once they are this share of the batch: leaving costs a copy of the cache."""
@@ -129,7 +130,7 @@ def _prefill(model: Transformer, prompts: Sequence[Sequence[int]], lengths: Tens
     padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=lengths.device)
     hidden_BTD = model.hidden(padded, cache=cache)
     last_BD = hidden_BTD[torch.arange(len(prompts), device=lengths.device), lengths - 1]
-    return last_BD @ model.head_weight.t()
+    return model.logits(last_BD)
 
 
 def _choose(logits_BV: Tensor, random_B: Tensor, choice: _Choice) -> tuple[Tensor, Tensor]:

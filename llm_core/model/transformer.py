@@ -4,141 +4,22 @@ Notable:
 - Modules are named as in Hugging Face's Llama and Qwen3, so a saved state opens there unchanged.
 - Tensors carry their shape as a suffix: B batch, T query positions, S key positions, H heads, K key/value heads,
   E head size, D width, V vocabulary.
-- Attention over a whole sequence on a CPU goes block by block and skips the masked half.
-- With a key/value cache, a token's slot is its position, so ragged prompts need no left padding.
+- What the speedrun architecture adds (value embeddings, a mix of each layer's input with the embedding) stands beside
+  the plain path, which it leaves as it is.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_core.contract import BadInput
+from llm_core.model.attention import Attention, Cache, RMSNorm, rotary_tables, sinusoidal_table
 from llm_core.model.config import ModelConfig
-
-BLOCK = 128
-"""Query positions of one block of causal attention on a CPU."""
-
-
-class Cache:
-    """Keys and values of earlier positions, for each layer [B, K, S, E]; slot s holds position s."""
-
-    def __init__(self, config: ModelConfig, batch: int, slots: int, device: torch.device | str = "cpu") -> None:
-        shape = (batch, config.kv_heads, slots, config.head_size)
-        self.keys = [torch.zeros(shape, device=device) for _ in range(config.layers)]
-        self.values = [torch.zeros(shape, device=device) for _ in range(config.layers)]
-
-    @property
-    def slots(self) -> int:
-        """Positions that fit."""
-        return self.keys[0].shape[2]
-
-    def write(self, layer: int, key_BKTE: Tensor, value_BKTE: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values at their positions; returns all slots of the layer up to the highest position."""
-        rows_B1 = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
-        self.keys[layer][rows_B1, :, positions_BT] = key_BKTE.transpose(1, 2)
-        self.values[layer][rows_B1, :, positions_BT] = value_BKTE.transpose(1, 2)
-        used = int(positions_BT.max()) + 1
-        return self.keys[layer][:, :, :used], self.values[layer][:, :, :used]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be repeated (several samples of one prompt)."""
-        self.keys = [key[rows] for key in self.keys]
-        self.values = [value[rows] for value in self.values]
-
-
-def rotary_tables(context: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [context, head_size / 2] of the rotary angles (Su et al. 2021)."""
-    rate_E2 = 1.0 / base ** (torch.arange(0, head_size, 2).float() / head_size)
-    angle = torch.arange(context).float()[:, None] * rate_E2
-    return angle.cos(), angle.sin()
-
-
-def rotate(x_BHTE: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn each pair (e, e + E/2) of a head by its position's angle."""
-    a, b = x_BHTE.chunk(2, dim=-1)
-    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
-
-
-def sinusoidal_table(context: int, width: int) -> Tensor:
-    """PE[p, 2i] = sin(p / 10000^(2i/width)), PE[p, 2i+1] = cos of the same (Vaswani et al. 2017): [context, width]."""
-    angle = torch.arange(context).float()[:, None] * torch.exp(
-        torch.arange(0, width, 2).float() * (-math.log(10000.0) / width)
-    )
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
-
-
-def attend(query_BHTE: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Scaled dot-product attention; `mask` [B, 1, T, S] is true where a query may look, None means causal."""
-    grouped = key_BKSE.shape[1] != query_BHTE.shape[1]
-    if mask is not None:
-        return F.scaled_dot_product_attention(
-            query_BHTE, key_BKSE, value_BKSE, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped
-        )
-    length = query_BHTE.shape[2]
-    if query_BHTE.device.type != "cpu" or length <= BLOCK:
-        return F.scaled_dot_product_attention(
-            query_BHTE, key_BKSE, value_BKSE, is_causal=True, dropout_p=dropout, enable_gqa=grouped
-        )
-    blocks = []
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
-        row_T1 = torch.arange(start, stop)[:, None]
-        part = F.scaled_dot_product_attention(
-            query_BHTE[:, :, start:stop],
-            key_BKSE[:, :, :stop],
-            value_BKSE[:, :, :stop],
-            attn_mask=torch.arange(stop) <= row_T1,
-            dropout_p=dropout,
-            enable_gqa=grouped,
-        )
-        blocks.append(part)
-    return torch.cat(blocks, dim=2)
-
-
-class Attention(nn.Module):
-    """Multi-head causal attention, with grouped key/value heads, rotary positions and QK-norm where configured."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.config, self.layer = config, layer
-        width, size, bias = config.width, config.head_size, bool(config.attention_bias)
-        self.q_proj = nn.Linear(width, config.heads * size, bias=bias)
-        self.k_proj = nn.Linear(width, config.kv_heads * size, bias=bias)
-        self.v_proj = nn.Linear(width, config.kv_heads * size, bias=bias)
-        self.o_proj = nn.Linear(config.heads * size, width, bias=bias)
-        self.normed = config.architecture == "qwen3"
-        if self.normed:
-            self.q_norm = nn.RMSNorm(size, eps=config.norm_eps)
-            self.k_norm = nn.RMSNorm(size, eps=config.norm_eps)
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        turn: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: Cache | None,
-        positions_BT: Tensor | None,
-    ) -> Tensor:
-        batch, length, _ = x_BTD.shape
-        query = self.q_proj(x_BTD).view(batch, length, self.config.heads, -1)
-        key = self.k_proj(x_BTD).view(batch, length, self.config.kv_heads, -1)
-        value_BKTE = self.v_proj(x_BTD).view(batch, length, self.config.kv_heads, -1).transpose(1, 2)
-        if self.normed:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query_BHTE, key_BKTE = query.transpose(1, 2), key.transpose(1, 2)
-        if turn is not None:
-            query_BHTE, key_BKTE = rotate(query_BHTE, *turn), rotate(key_BKTE, *turn)
-        if cache is not None and positions_BT is not None:
-            key_BKTE, value_BKTE = cache.write(self.layer, key_BKTE, value_BKTE, positions_BT)
-        dropout = self.config.dropout if self.training else 0.0
-        mixed_BHTE = attend(query_BHTE, key_BKTE, value_BKTE, mask, dropout)
-        out: Tensor = self.o_proj(mixed_BHTE.transpose(1, 2).reshape(batch, length, -1))
-        return out
 
 
 class GatedFeedForward(nn.Module):
@@ -156,23 +37,27 @@ class GatedFeedForward(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(gelu(up(x))), with biases; GELU is exact in seed and the tanh form in gpt2."""
+    """down(gelu(up(x))) with biases, GELU exact in seed and of the tanh form in gpt2; speedrun: down(relu(up(x))^2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.width, config.hidden)
-        self.down_proj = nn.Linear(config.hidden, config.width)
-        self.form = "none" if config.architecture == "seed" else "tanh"
+        bias = config.architecture != "speedrun"
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=bias)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=bias)
+        self.form = {"seed": "none", "gpt2": "tanh", "speedrun": "squared"}[config.architecture]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.gelu(self.up_proj(x_BTD), approximate=self.form))
+        inner_BTH = self.up_proj(x_BTD)
+        inner_BTH = F.relu(inner_BTH).square() if self.form == "squared" else F.gelu(inner_BTH, approximate=self.form)
+        out: Tensor = self.down_proj(inner_BTH)
         return out
 
 
 def norm(config: ModelConfig) -> nn.Module:
-    """RMSNorm in the rotary architectures, else LayerNorm."""
-    kind = nn.RMSNorm if config.rotary else nn.LayerNorm
-    return kind(config.width, eps=config.norm_eps)
+    """RMSNorm in the rotary architectures (without a weight in speedrun), else LayerNorm."""
+    if config.rotary:
+        return RMSNorm(config.width, config.norm_eps, weighted=config.gated)
+    return nn.LayerNorm(config.width, eps=config.norm_eps)
 
 
 class Block(nn.Module):
@@ -183,7 +68,7 @@ class Block(nn.Module):
         self.input_layernorm = norm(config)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = norm(config)
-        self.mlp: nn.Module = GatedFeedForward(config) if config.rotary else FeedForward(config)
+        self.mlp: nn.Module = GatedFeedForward(config) if config.gated else FeedForward(config)
         self.dropout = config.dropout
 
     def forward(
@@ -193,8 +78,11 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: Cache | None,
         positions_BT: Tensor | None,
+        embedded_values_BTV: Tensor | None = None,
     ) -> Tensor:
-        x_BTD = x_BTD + self._drop(self.self_attn(self.input_layernorm(x_BTD), turn, mask, cache, positions_BT))
+        normed_BTD = self.input_layernorm(x_BTD)
+        mixed_BTD = self.self_attn(normed_BTD, turn, mask, cache, positions_BT, embedded_values_BTV)
+        x_BTD = x_BTD + self._drop(mixed_BTD)
         return x_BTD + self._drop(self.mlp(self.post_attention_layernorm(x_BTD)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -220,6 +108,12 @@ class Backbone(nn.Module):
             cosine, sine = rotary_tables(config.context, config.head_size, config.rope_base)
             self.register_buffer("cosine", cosine, persistent=False)
             self.register_buffer("sine", sine, persistent=False)
+        if config.architecture == "speedrun":
+            found = [layer for layer in range(config.layers) if config.has_value_embedding(layer)]
+            width = config.kv_heads * config.head_size
+            self.embed_values = nn.ModuleDict({str(layer): nn.Embedding(config.vocab_size, width) for layer in found})
+            self.residual_scales = nn.Parameter(torch.ones(config.layers))
+            self.embedding_scales = nn.Parameter(torch.zeros(config.layers))
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
 
@@ -241,10 +135,22 @@ class Backbone(nn.Module):
         mask = _mask(length, positions_BT if cache is not None else None, highest, attention_mask_BT)
         x_BTD = self._embed(tokens_BT, positions_BT)
         turn = self._turn(length, positions_BT)
-        for block in self.layers:
-            x_BTD = block(x_BTD, turn, mask, cache, positions_BT)
+        if self.config.architecture == "speedrun":
+            x_BTD = self._speedrun(tokens_BT, self.norm(x_BTD), turn, mask, cache, positions_BT)
+        else:
+            for block in self.layers:
+                x_BTD = block(x_BTD, turn, mask, cache, positions_BT)
         out: Tensor = self.norm(x_BTD)
         return out
+
+    def _speedrun(self, tokens_BT: Tensor, embedded_BTD: Tensor, *rest: Any) -> Tensor:
+        """The blocks with what speedrun adds; `rest` are a block's further arguments. The norm has no weight."""
+        x_BTD = embedded_BTD
+        for layer, block in enumerate(self.layers):
+            x_BTD = self.residual_scales[layer] * x_BTD + self.embedding_scales[layer] * embedded_BTD
+            values = self.embed_values[str(layer)](tokens_BT) if self.config.has_value_embedding(layer) else None
+            x_BTD = block(x_BTD, *rest, values)
+        return x_BTD
 
     def _embed(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         x_BTD: Tensor = self.embed_tokens(tokens_BT)
@@ -296,11 +202,15 @@ class Transformer(nn.Module):
         """Draw fresh weights. Matrices N(0, initial_std), the embedding N(0, embedding_std), biases 0, norms 1.
 
         gpt2 divides the residual outputs by sqrt(2 layers); the rotary architectures start them at zero, so that
-        every block is the identity at first (as modded-nanogpt and nanochat do).
+        every block is the identity at first (as modded-nanogpt and nanochat do). speedrun starts the head near zero.
         """
         for name, parameter in self.named_parameters():
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            if parameter.dim() < 2:
+            if name.endswith("embedding_scales"):
+                parameter.fill_(0.1)
+            elif name == "lm_head.weight" and self.config.architecture == "speedrun":
+                parameter.normal_(0.0, 0.001)
+            elif parameter.dim() < 2:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             elif "embed_tokens" in name:
                 parameter.normal_(0.0, self.config.embedding_std)
@@ -340,9 +250,13 @@ class Transformer(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token [B, T, V]; the arguments are those of `hidden`."""
-        return F.linear(
-            self.hidden(tokens_BT, cache=cache, positions=positions, attention_mask=attention_mask), self.head_weight
-        )
+        return self.logits(self.hidden(tokens_BT, cache=cache, positions=positions, attention_mask=attention_mask))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of vectors [..., D] that `hidden` gave, capped where the config says so."""
+        logits = F.linear(hidden, self.head_weight)
+        cap = self.config.softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def blocks_matrices(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The hidden matrices, which Muon may turn: two-dimensional weights inside the blocks."""

@@ -7,15 +7,16 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from llm_core.contract import Config
-from llm_core.model.config import ModelConfig
+from llm_core.model.config import ModelConfig, PresetName
 from llm_core.scaling.laws import EPOCH, Law
 
 
 class ModelSettings(Config):
     """The model's shape. A field left empty takes the preset's value."""
 
-    preset: Literal["seed", "gpt2", "llama", "qwen3"] = "qwen3"
-    """Architecture and the sizes it starts from."""
+    preset: PresetName = "qwen3"
+    """Architecture and the sizes it starts from: an architecture's name (seed, gpt2, llama, qwen3, speedrun) or a size
+    to train at (tiny, seed-30m, gpt2-124m, 350m, 1b)."""
     layers: int | None = Field(default=None, ge=1, le=200)
     """Transformer blocks, 1 to 200."""
     heads: int | None = Field(default=None, ge=1, le=256)
@@ -25,7 +26,7 @@ class ModelSettings(Config):
     width: int | None = Field(default=None, ge=2, le=32768)
     """Width of the residual stream, 2 to 32768."""
     hidden: int | None = Field(default=None, ge=1, le=131072)
-    """Inner width of the feed-forward, 1 to 131072. Empty: 4 width, or 8/3 width where it is gated."""
+    """Inner width of the feed-forward, 1 to 131072. Empty: 4 width, or 8/3 width where it is gated (llama, qwen3)."""
     context: int | None = Field(default=None, ge=2, le=131072)
     """Longest sequence in tokens, 2 to 131072."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -37,10 +38,12 @@ class ModelSettings(Config):
     rope_base: float | None = Field(default=None, gt=1)
     """Base of the rotary angles, above 1. Empty: 10000."""
     initial_std: float | None = Field(default=None, gt=0, le=1)
-    """Standard deviation of the initial weights, above 0 up to 1. Empty: 0.02."""
+    """Standard deviation of the initial weights, above 0 up to 1. Empty: 0.02, or width ** -0.5 in speedrun."""
     embedding_std: float | None = Field(default=None, gt=0, le=10)
-    """The same of the token embedding, above 0 up to 10. Empty: 0.2 in llama and qwen3 with a head of its own, else
-    `initial_std`."""
+    """The same of the token embedding, above 0 up to 10. Empty: 0.2 in llama and qwen3 with a head of its own, 0.8 in
+    speedrun, else `initial_std`."""
+    softcap: float | None = Field(default=None, ge=0, le=1000)
+    """Bound that speedrun bends its logits to, 0 (none) to 1000. Empty: 15; the other architectures have none."""
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:

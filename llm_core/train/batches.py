@@ -32,8 +32,11 @@ class TokenBatch:
     """The counted places of the flattened batch, found before it goes to a GPU, which would have to be waited for."""
 
 
-def next_token_loss(model: Transformer, batch: TokenBatch) -> Loss:
-    """Cross-entropy of the next token over the counted positions; only those pass through the output head."""
+def next_token_loss(model: Transformer, batch: TokenBatch, z_loss: float = 0.0) -> Loss:
+    """Cross-entropy of the next token over the counted positions; only those pass through the output head.
+
+    `z_loss`: weight of the squared log-sum-exp of the logits (see `cross_entropy`).
+    """
     device = model.head_weight.device
     hidden_ND = model.hidden(batch.inputs_BT.to(device)).flatten(0, 1)
     targets_N = batch.targets_BT.to(device).flatten()
@@ -41,16 +44,16 @@ def next_token_loss(model: Transformer, batch: TokenBatch) -> Loss:
         found = batch.mask_BT.flatten().nonzero().flatten() if batch.counted_N is None else batch.counted_N
         rows_N = found.to(device)
         hidden_ND, targets_N = hidden_ND[rows_N], targets_N[rows_N]
-    total = cross_entropy(hidden_ND, model.head_weight, targets_N)
+    total = cross_entropy(hidden_ND, model.head_weight, targets_N, softcap=model.config.softcap, z_loss=z_loss)
     return Loss(total, float(len(targets_N)), tokens=batch.inputs_BT.numel())
 
 
-def next_token_loss_on(machine: Machine) -> Callable[[Transformer, TokenBatch], Loss]:
+def next_token_loss_on(machine: Machine, z_loss: float = 0.0) -> Callable[[Transformer, TokenBatch], Loss]:
     """`next_token_loss` in the machine's number format."""
 
     def loss(model: Transformer, batch: TokenBatch) -> Loss:
         with machine.autocast():
-            return next_token_loss(model, batch)
+            return next_token_loss(model, batch, z_loss)
 
     return loss
 

@@ -17,7 +17,7 @@ SIZES = {"vocab_size": 70, "layers": 2, "heads": 4, "width": 32, "context": 48}
 
 
 def make(name: str) -> Transformer:
-    grouped = {"kv_heads": 2, "head_size": 12} if name in ("llama", "qwen3") else {}
+    grouped = {"kv_heads": 2, "head_size": 12} if name in ("llama", "qwen3", "speedrun") else {}
     torch.manual_seed(2)
     model, draw = Transformer(ModelConfig.preset(name, **(SIZES | grouped))), torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -29,7 +29,7 @@ def make(name: str) -> Transformer:
 TOKENS = torch.arange(40).reshape(2, 20)
 
 
-@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3", "speedrun"])
 def test_a_saved_model_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     model = make(name)
     save_model(model, tmp_path, card="# Card\n")

@@ -15,7 +15,7 @@ STOPS = frozenset(range(6))
 
 
 def make(name: str) -> Transformer:
-    grouped = {"kv_heads": 2} if name in ("llama", "qwen3") else {}
+    grouped = {"kv_heads": 2} if name in ("llama", "qwen3", "speedrun") else {}
     config = ModelConfig.preset(name, vocab_size=61, layers=2, heads=4, width=32, context=24, **grouped)
     model, draw = Transformer(config), torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def recomputed(model: Transformer, prompt: list[int], longest: int) -> tuple[lis
     return tokens[len(prompt) :], logprobs
 
 
-@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3", "speedrun"])
 def test_greedy_equals_full_recomputation(name: str) -> None:
     model = make(name)
     lengths = set()

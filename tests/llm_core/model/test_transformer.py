@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_core.contract import BadInput
-from llm_core.model import transformer
+from llm_core.model import attention
 from llm_core.model.config import ModelConfig
 from llm_core.model.transformer import Transformer
 
@@ -115,17 +115,17 @@ def test_equals_transformers_with_the_same_weights(name: str) -> None:
     assert difference < 2e-5
 
 
-@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3", "speedrun"])
 def test_blockwise_attention_equals_one_block(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.preset(name, vocab_size=50, layers=2, heads=2, width=32, context=64)
     model = randomise(Transformer(config))
     tokens = torch.randint(0, 50, (2, 50), generator=torch.Generator().manual_seed(1))
     whole = model(tokens)
-    monkeypatch.setattr(transformer, "BLOCK", 16)
+    monkeypatch.setattr(attention, "BLOCK", 16)
     assert torch.allclose(model(tokens), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3", "speedrun"])
 def test_left_padding_changes_nothing(name: str) -> None:
     config = ModelConfig.preset(name, vocab_size=50, layers=2, heads=2, width=32, context=32)
     model = randomise(Transformer(config))
@@ -135,7 +135,7 @@ def test_left_padding_changes_nothing(name: str) -> None:
     assert torch.allclose(model(padded, attention_mask=mask)[:, 4:], model(tokens), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["seed", "gpt2", "llama", "qwen3", "speedrun"])
 def test_later_tokens_do_not_reach_back(name: str) -> None:
     config = ModelConfig.preset(name, vocab_size=50, layers=2, heads=2, width=32, context=32)
     model = randomise(Transformer(config))

@@ -27,6 +27,26 @@ def test_equals_torch(chunk: int | None) -> None:
         assert torch.allclose(gradient, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("vocabulary", [97, 2300])
+@pytest.mark.parametrize(("softcap", "z_loss"), [(0.0, 0.0), (15.0, 0.0), (0.0, 0.01), (5.0, 0.01)])
+def test_tiles_cap_and_z_loss_equal_autograd(vocabulary: int, softcap: float, z_loss: float) -> None:
+    """2,300 tokens are three tiles, the last one narrower."""
+    draw = torch.Generator().manual_seed(0)
+    hidden = (torch.randn(40, 16, generator=draw) * 2).requires_grad_()
+    weight = torch.randn(vocabulary, 16, generator=draw).requires_grad_()
+    targets = torch.randint(0, vocabulary, (40,), generator=draw)
+    targets[:3] = torch.tensor([0, vocabulary // 2, vocabulary - 1])
+    ours = cross_entropy(hidden, weight, targets, 17, softcap=softcap, z_loss=z_loss)
+    gradients = torch.autograd.grad(ours, (hidden, weight))
+    logits = hidden @ weight.t()
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    theirs = F.cross_entropy(logits, targets, reduction="sum") + z_loss * logits.logsumexp(1).square().sum()
+    expected = torch.autograd.grad(theirs, (hidden, weight))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(gradient, other, atol=3e-5, rtol=1e-4)
+
+
 def test_a_hopeless_target_costs_its_distance_and_is_not_infinite() -> None:
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[300.0], [-300.0]])
     assert float(cross_entropy(hidden, weight, torch.tensor([1]))) == pytest.approx(600.0)
