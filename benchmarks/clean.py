@@ -173,7 +173,8 @@ def make_raw(out: Path, megabytes: int, seed: int = 3) -> int:
                 for _ in range(1_000):
                     text = "\n".join(document(rng, lines, words))
                     total += len(text.encode())
-                    rows.append({"url": f"https://bench.example/{rng.getrandbits(64):016x}", "text": text})
+                    url = f"https://bench.example/{rng.getrandbits(64):016x}"
+                    rows.append({"url": url, "text": text, "content_type": "text/plain"})
                     number += 1
                 writer.write_table(pa.Table.from_pylist(rows, schema=RAW_DOCUMENTS))
     return total

@@ -96,3 +96,20 @@ class Stretches:
         """(stretches,) one hash for each values[start:end]; equal stretches have equal hashes wherever they stand."""
         result: U64 = (self._prefix[ends] - self._prefix[starts]) * self._inverse[starts]
         return result
+
+    def between(self, bounds: NDArray[np.intp]) -> Bounded:
+        """The same for stretches that begin and end at some of these places only."""
+        return Bounded(self._prefix[bounds], self._inverse[bounds])
+
+
+class Bounded:
+    """Hashes of stretches between ascending bounds: the same numbers as `Stretches.hashes`, without looking up."""
+
+    def __init__(self, prefix: U64, inverse: U64) -> None:
+        self._prefix, self._inverse = prefix, inverse
+
+    def runs(self, n: int) -> U64:
+        """(bounds - n,) one hash for each stretch from a bound to the n-th after it."""
+        last = max(len(self._prefix) - n, 0)
+        result: U64 = (self._prefix[n:] - self._prefix[:last]) * self._inverse[:last]
+        return result

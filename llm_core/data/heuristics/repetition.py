@@ -97,7 +97,7 @@ def _duplicated(text: str, found: Words | None, limits: RepetitionLimits) -> str
     for n, share in zip(DUPLICATED_N, limits.duplicated_n_grams, strict=True):
         if found is None:
             characters = duplicated_n_grams(words(text), n)
-        elif _characters_under(found, n, _maybe_repeats(found.runs(n))) / len(text) <= share:
+        elif found.characters_under(_repeats(found.runs(n)), n) / len(text) <= share:  # what the exact count is below
             continue
         else:
             characters = _duplicated_n_grams(found, n)
@@ -131,10 +131,10 @@ def duplicated_n_grams(tokens: tuple[str, ...], n: int) -> int:
 
 
 def _most_under_one_n_gram(found: Words, n: int) -> float:
-    """A bound of `top_n_gram`: the most characters in one of 65,536 buckets of n-grams."""
+    """A bound of `top_n_gram`: the most characters in one of 8,192 buckets of n-grams."""
     if found.count < n:
         return 0.0
-    buckets = (found.runs(n) >> np.uint64(48)).astype(np.intp)
+    buckets = (found.runs(n) >> np.uint64(51)).astype(np.intp)
     return float(np.bincount(buckets, weights=found.characters(n) + (n - 1)).max())
 
 
@@ -148,22 +148,25 @@ def _top_n_gram(found: Words, n: int) -> int:
     return int((found.characters(n)[place] + n - 1) * counts.max())
 
 
-def _maybe_repeats(grams: U64) -> NDArray[np.bool_]:
-    """(grams,) True for each that came before, and for a few that did not: those that share a slot with another."""
-    slots = (grams >> np.uint64(46)).astype(np.intp)
-    first = np.empty(1 << 18, np.int32)  # only slots that were written are read
-    places = np.arange(len(grams), dtype=np.int32)
-    first[slots[::-1]] = places[::-1]
-    return np.asarray(first[slots] != places)
+def _repeats(grams: U64) -> NDArray[np.intp]:
+    """The places, ascending, of those that came before.
 
-
-def _characters_under(found: Words, n: int, marked: NDArray[np.bool_]) -> int:
-    """Characters of the words that belong to a marked n-gram: a bound of `duplicated_n_grams`."""
-    places = np.flatnonzero(marked)
-    change = np.zeros(found.count + 1, np.int32)
-    change[places] += 1  # each place once
-    change[places + n] -= 1
-    return int(found.lengths[np.cumsum(change[:-1]) > 0].sum())
+    Each goes into one of 65,536 slots; one that finds itself there, or its like, is settled. The rest, which share a
+    slot with another, are compared among themselves.
+    """
+    slots = (grams >> np.uint64(48)).astype(np.intp)
+    places = np.arange(len(grams))
+    first = np.empty(1 << 16, np.intp)  # only slots that were written are read
+    first[slots[::-1]] = places[::-1]  # of several the last one written stays
+    holder = first[slots]
+    like = grams[holder] == grams
+    known = like & (holder != places)
+    rest = np.flatnonzero(~like)
+    if len(rest):
+        order = rest[np.argsort(grams[rest], kind="stable")]
+        ordered = grams[order]
+        known[order[1:][ordered[1:] == ordered[:-1]]] = True
+    return np.flatnonzero(known)
 
 
 def _duplicated_n_grams(found: Words, n: int) -> int:

@@ -75,15 +75,23 @@ class Words:
         self.flags = np.bitwise_or.reduceat(flags, starts) if self.count else flags[:0]
         self._bounds = np.zeros(self.count + 1, np.intp)
         np.cumsum(self.lengths, out=self._bounds[1:])
-        self._stretches = Stretches(tables().value[points[~space]])
+        self._hashes = Stretches(tables().value[points[~space]]).between(self._bounds)
 
     def runs(self, n: int) -> U64:
         """(count - n + 1,) a hash of each n words written without spaces between them."""
-        return self._stretches.hashes(self._bounds[: self.count - n + 1], self._bounds[n : self.count + 1])
+        return self._hashes.runs(n)
 
     def characters(self, n: int) -> NDArray[np.intp]:
         """(count - n + 1,) characters of each n words without spaces."""
-        return self._bounds[n : self.count + 1] - self._bounds[: self.count - n + 1]
+        return self._bounds[n:] - self._bounds[: max(self.count - n + 1, 0)]
+
+    def characters_under(self, places: NDArray[np.intp], n: int) -> int:
+        """Characters of the words that belong to a run of n words beginning at one of the ascending places."""
+        if not len(places):
+            return 0
+        begins = np.maximum(places[1:], places[:-1] + n)
+        ends = self._bounds[places + n].sum()
+        return int(ends - self._bounds[begins].sum() - self._bounds[places[0]])
 
 
 def _join(points: NDArray[np.uint32], inside: NDArray[np.bool_]) -> None:
