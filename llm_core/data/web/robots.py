@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from w3lib.url import canonicalize_url
-
 LIMIT = 500 * 1024
 """Bytes of a robots.txt that are read (RFC 9309, 2.5: at least 500 KiB)."""
 MAX_LINE = 2083 * 8
@@ -49,21 +47,29 @@ class Rule:
 
     def matches(self, path: str) -> bool:
         """Whether the pattern matches the path: `*` stands for anything, a final `$` for the end."""
-        pattern, anchored = self.pattern, self.pattern.endswith("$")
-        first, *rest = (pattern[:-1] if anchored else pattern).split("*")
-        if not path.startswith(first):
+        return _matches(self.pattern, path)
+
+    def matches_decoded(self, path: str) -> bool:
+        """The same with the escapes of pattern and path undone; `path` comes decoded."""
+        return _matches(_decoded(self.pattern), path)
+
+
+def _matches(pattern: str, path: str) -> bool:
+    anchored = pattern.endswith("$")
+    first, *rest = (pattern[:-1] if anchored else pattern).split("*")
+    if not path.startswith(first):
+        return False
+    if not rest:
+        return not anchored or len(path) == len(first)
+    at = len(first)
+    for part in rest[:-1]:
+        found = path.find(part, at)
+        if found < 0:
             return False
-        if not rest:
-            return not anchored or len(path) == len(first)
-        at = len(first)
-        for part in rest[:-1]:
-            found = path.find(part, at)
-            if found < 0:
-                return False
-            at = found + len(part)
-        if anchored:
-            return len(path) - len(rest[-1]) >= at and path.endswith(rest[-1])
-        return path.find(rest[-1], at) >= 0
+        at = found + len(part)
+    if anchored:
+        return len(path) - len(rest[-1]) >= at and path.endswith(rest[-1])
+    return path.find(rest[-1], at) >= 0
 
 
 class Robots:
@@ -125,11 +131,11 @@ class Robots:
         path = path_of(url)
         if path == "/robots.txt":
             return Verdict(True, "robots.txt itself may always be fetched")
-        plain = canonicalize_url("http://h" + path, keep_fragments=True)[8:] if "%" in path else path
+        plain = _decoded(path)
         best: Rule | None = None
         for rule in self.rules:
             longer = best is None or (len(rule.pattern), rule.allow) > (len(best.pattern), best.allow)
-            if rule.pattern and longer and (rule.matches(path) or (not rule.allow and _decoded(rule).matches(plain))):
+            if rule.pattern and longer and (rule.matches(path) or (not rule.allow and rule.matches_decoded(plain))):
                 best = rule
         if best is None:
             return Verdict(True, "no rule matches")
@@ -182,14 +188,11 @@ def _rules(allow: bool, value: str, line: int) -> Iterator[Rule]:
         yield Rule(allow, folder + "/$", line, text)
 
 
-def _decoded(rule: Rule) -> Rule:
-    """The rule with unnecessary escapes undone, as canonical URLs have them."""
-    if "%" not in rule.pattern:
-        return rule
-    pattern = _ESCAPE.sub(_plain, rule.pattern)
-    return Rule(rule.allow, pattern, rule.line, rule.text)
+def _decoded(text: str) -> str:
+    """A path or pattern with its escapes undone, those of the characters that mean something here left alone."""
+    return _ESCAPE.sub(_plain, text) if "%" in text else text
 
 
 def _plain(found: re.Match[str]) -> str:
     character = chr(int(found.group()[1:], 16))
-    return character if character.isascii() and (character.isalnum() or character in "-._~") else found.group()
+    return found.group().upper() if character in "/%*$?#" else character

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_crawl_delay_is_the_least_distance(site: Any, job: CrawlJob, crawls: Any
     crawls.go(replace(job, delay=0.01))
     times = sorted(site.times["/"] + site.times["/a"] + site.times["/b"])
     assert len(times) == 3
-    assert min(b - a for a, b in zip(times, times[1:], strict=False)) > 0.4, "AutoThrottle does not go below it"
+    assert min(b - a for a, b in pairwise(times)) > 0.4, "AutoThrottle does not go below it"
 
 
 def test_a_crawl_delay_beyond_the_limit_leaves_the_host_alone(site: Any, job: CrawlJob, crawls: Any) -> None:
@@ -258,6 +259,6 @@ def test_a_site_that_cannot_be_reached_is_bad_input(tmp_path: Path) -> None:
 def test_nothing_inside_is_reached_without_leave(site: Any, tmp_path: Path) -> None:
     site.page("/")
     config = AcquireConfig(sources=(web(site, allow_private=()),), store=tmp_path / "s")
-    with pytest.raises(BadInput, match="private_address: 1, as 127.0.0.1 leads to 127.0.0.1, which is loopback"):
+    with pytest.raises(BadInput, match=r"private_address: 1, as 127\.0\.0\.1 leads to 127\.0\.0\.1, which is loopback"):
         acquire.run(config, out=tmp_path / "raw", scratch=tmp_path, emit=lambda _: None)
     assert site.asked.total() == 0, "not even for its robots.txt"
