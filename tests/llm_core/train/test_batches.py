@@ -60,6 +60,31 @@ def test_too_few_tokens_are_named() -> None:
         Windows(lambda _: np.arange(17), 16, 0)
 
 
+def test_too_few_tokens_for_one_batch_are_named() -> None:
+    windows = Windows(lambda _: np.arange(500), 16, 0)
+    PageBatches(windows, None, 0.0, rows=windows.count)
+    with pytest.raises(BadInput, match=r"batch_sequences: 31 sequences a step .* \(30 windows of 16 from 500 tokens\)"):
+        PageBatches(windows, None, 0.0, rows=windows.count + 1)
+    PageBatches(windows, windows, 0.5, rows=windows.count + 1)
+
+
+def test_ids_in_the_wrong_format_are_named() -> None:
+    with pytest.raises(BadInput, match="shards: token ids are float32, not whole numbers"):
+        Windows(lambda _: np.zeros(500, dtype=np.float32), 16, 0)
+    wide = np.arange(500, dtype="<u4") * 70000
+    misread = np.frombuffer(wide.tobytes(), dtype="<u2")
+    batches = PageBatches(Windows(lambda _: misread, 16, 0), None, 0.0, rows=4, vocab_size=512)
+    with pytest.raises(BadInput, match=r"token id \d+ is beyond the model's vocabulary of 512"):
+        [batches(number) for number in range(10)]
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_and_the_last_one_is_not() -> None:
+    windows = Windows(lambda _: np.full(500, 63), 16, 0)
+    assert int(PageBatches(windows, None, 0.0, rows=4, vocab_size=64)(0).inputs_BT.max()) == 63
+    with pytest.raises(BadInput, match="token id 63 is beyond the model's vocabulary of 63"):
+        PageBatches(windows, None, 0.0, rows=4, vocab_size=63)(0)
+
+
 def test_shuffled_stream_keeps_pieces_whole() -> None:
     stream = shuffled_stream(np.arange(10), np.array([0, 3, 4, 10]), seed=2)
     orders = {tuple(stream(epoch).tolist()) for epoch in range(20)}
@@ -77,6 +102,8 @@ def test_collate_pads_masks_and_cuts() -> None:
     assert batch.targets_BT.tolist() == [[6, 7, 0, 0], [11, 12, 13, 14]]
     assert batch.mask_BT is not None
     assert batch.mask_BT.tolist() == [[False, True, False, False], [True] * 4]
+    assert batch.counted_N is not None
+    assert batch.counted_N.tolist() == [1, 4, 5, 6, 7]
 
 
 def test_dialogues_keep_their_proportion_and_are_cut_by_length() -> None:
