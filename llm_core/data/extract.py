@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import trafilatura
 from bs4 import BeautifulSoup
 from numpy.typing import NDArray
 from resiliparse.extract.html2text import extract_plain_text
@@ -253,11 +252,15 @@ def by_engine(html: str, engine: str) -> str:
 
 
 def _trafilatura(html: str) -> str | None:
+    import trafilatura  # half a second, which workers without HTML need not spend
+
     found: str | None = trafilatura.extract(html, fast=True, include_comments=False)
     return found
 
 
 def _trafilatura_precise(html: str) -> str | None:
+    import trafilatura
+
     found: str | None = trafilatura.extract(html, favor_precision=True, include_comments=False)
     return found
 
