@@ -2,8 +2,9 @@
 
 Muon (Keller Jordan 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a matrix by the nearest
 orthogonal matrix, found by a few Newton-Schulz steps. Matrices of one shape are stacked, so that a step is a handful of
-batched products. AdamW is Loshchilov and Hutter 2019 in `torch._foreach` calls: importing torch.optim would load the
-compiler, which costs more seconds than the first hundred steps of a small model.
+batched products. AdamW is Loshchilov and Hutter 2019, on a CPU in torch's fused kernel (one walk through memory), else
+in `torch._foreach` calls; both are called here, as importing torch.optim would load the compiler, which costs more
+seconds than the first hundred steps of a small model.
 """
 
 from __future__ import annotations
@@ -119,6 +120,13 @@ class AdamW:
         parameters: list[Tensor] = list(self.parameters.values())
         grads = [p.grad for p in parameters if p.grad is not None]
         mean, square = list(self.mean.values()), list(self.square.values())
+        if all(type(p.data) is Tensor and p.device.type == "cpu" for p in parameters):
+            torch._fused_adamw_(
+                parameters, grads, mean, square, [], [torch.tensor(float(count)) for _ in parameters],
+                lr=rate, beta1=beta1, beta2=beta2, weight_decay=self.decay, eps=self.eps,
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+            return
         torch._foreach_lerp_(mean, grads, 1 - beta1)
         torch._foreach_mul_(square, beta2)
         torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
@@ -189,11 +197,14 @@ def make_optimizer(model: nn.Module, options: OptimizerOptions) -> Optimizers:
     """Optimisers that claim every trained parameter of `model`.
 
     Weight decay of AdamW falls on matrices only. With "muon", the two-dimensional weights inside the blocks go to Muon,
-    the embedding to AdamW at `embedding_learning_rate`, everything else to AdamW at `learning_rate`.
+    the embeddings to AdamW at `embedding_learning_rate`, everything else to AdamW at `learning_rate`. LoRA's factors,
+    which start at zero and are no hidden matrices of their own, always go to AdamW.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     hidden = (
-        {name for name, p in named.items() if ".layers." in name and p.dim() == 2} if options.name == "muon" else set()
+        {name for name, p in named.items() if ".layers." in name and p.dim() == 2 and ".lora_" not in name}
+        if options.name == "muon"
+        else set()
     )
     embeddings = {name for name in named if "embed_" in name}
     rest = {name for name in named if name not in hidden | embeddings}
