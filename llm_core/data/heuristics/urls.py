@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tldextract import TLDExtract
 
@@ -64,12 +65,8 @@ class _Lists:
         return _Lists(lists)
 
     def reason(self, url: str) -> str | None:
-        if self._domains:
-            parts = self._extract(url)
-            if parts.top_domain_under_public_suffix in self._domains:
-                return "url_domain"
-            if _hosts(parts.fqdn or parts.domain) & self._domains:
-                return "url_subdomain"
+        if self._domains and (reason := self._domain(url)):
+            return reason
         if url in self._urls:
             return "url_listed"
         words = {word.lower() for word in _OTHER.split(url)}
@@ -81,8 +78,14 @@ class _Lists:
             return "url_banned_subword"
         return None
 
-
-def _hosts(host: str) -> set[str]:
-    """The host and what it is part of: a.b.example.org, b.example.org, example.org, org."""
-    labels = host.lower().split(".")
-    return {".".join(labels[place:]) for place in range(len(labels))}
+    def _domain(self, url: str) -> str | None:
+        try:
+            host = urlsplit(url).hostname or ""
+        except ValueError:
+            return None
+        registered = self._extract.extract_str(host).top_domain_under_public_suffix or host
+        if registered in self._domains:
+            return "url_domain"
+        labels = host.split(".")
+        below = range(max(0, len(labels) - len(registered.split("."))))
+        return "url_subdomain" if any(".".join(labels[place:]) in self._domains for place in below) else None
