@@ -96,17 +96,43 @@ def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     raise typer.Exit(any(found.state == "wrong" for found in findings))
 
 
+@app.command("crawl-check")
+def crawl_check(
+    url: Annotated[str, typer.Argument(help="The URL to look at.")],
+    source: Annotated[str | None, typer.Option(help="Name of a web source in params.yaml.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """What a crawl would do with a URL, without crawling: scope, address, robots.txt. Exit code 1: not allowed."""
+    from flows import looking
+    from tasks.workspace import Workspace
+
+    found = looking.crawl_check(Workspace.at(_project()), url, source)
+    typer.echo(json.dumps(found, indent=2) if as_json else looking.lines(found))
+    raise typer.Exit(not found["allowed"])
+
+
 @app.command()
 def status(
+    stage: Annotated[str | None, typer.Argument(help="clean, together with --dropped.")] = None,
+    dropped: Annotated[str | None, typer.Option(help="List what clean dropped for this reason, or all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many of them.")] = None,
     name: Annotated[str | None, typer.Option("--run", help="An experiment's name.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Each stage: fresh or stale and why, when it ran, how long it took."""
-    from flows import running
+    """Each stage: fresh or stale and why, when it ran, how long it took. With --dropped: what was dropped and why."""
+    from flows import looking, running
+    from llm_core.contract import BadInput
     from tasks.workspace import Workspace
 
     project = _project()
-    rows = running.status_rows(Workspace.at(project / "runs" / name if name else project))
+    space = Workspace.at(project / "runs" / name if name else project)
+    if dropped is not None:
+        if stage not in (None, "clean"):
+            raise BadInput(f"status {stage} --dropped: only clean drops documents")
+        for row in looking.dropped(space, None if dropped == "all" else dropped, limit):
+            typer.echo(json.dumps(row, ensure_ascii=False) if as_json else looking.lines(row) + "\n")
+        return
+    rows = [row for row in running.status_rows(space) if stage in (None, row["stage"])]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
