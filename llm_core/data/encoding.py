@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -86,6 +87,15 @@ class _Gathering:
     text_bytes: int = 0
     more_bytes: int = 0
 
+    def add(self, ids: Array, end: Array, size: int, more: bool) -> None:
+        self.ids.append(ids)
+        self.ids.append(end)
+        self.lengths.append(len(ids) + 1)
+        self.more.append(more)
+        self.text_bytes += size
+        if more:
+            self.more_bytes += size
+
     def part(self, source: str, split: str, dtype: str) -> Part:
         ids = np.concatenate(self.ids, dtype=dtype, casting="unsafe")
         lengths, more = np.asarray(self.lengths, dtype="u4"), np.asarray(self.more, dtype=bool)
@@ -97,35 +107,30 @@ def encode_documents(job: tuple[Slice, Plan]) -> Encoded:
     piece, plan = job
     tokenizer = _load(*plan.tokenizer)
     end = np.array([tokenizer.end_id], dtype=np.uint32)
-    found: dict[tuple[str, str], _Gathering] = {}
-    compared: dict[str, Comparison] = {}
+    found: dict[tuple[str, str], _Gathering] = defaultdict(_Gathering)
+    compared: dict[str, Comparison] = defaultdict(Comparison)
     total, empty = 0, 0
     for batch in read(piece, ("id", "source", "split", "text")):
-        sizes = pc.binary_length(batch.column("text")).to_pylist()
-        columns = (batch.column(name).to_pylist() for name in ("id", "source", "split", "text"))
-        for key, source, split, text, size in zip(*columns, sizes, strict=True):
-            total += size or 0
+        sizes = pc.fill_null(pc.binary_length(batch.column("text")), 0)
+        columns = [batch.column(name).to_pylist() for name in ("id", "source", "split", "text")]
+        for key, source, split, text, size in zip(*columns, sizes.to_pylist(), strict=True):
+            total += size
             weight = plan.weights.get(source, 1.0) if split == "train" else 1.0
-            if split not in SPLITS or not (times := copies(key, weight)):
+            times = 1 if weight == 1.0 else copies(key, weight)
+            if not times or split not in SPLITS:
                 continue
             if not text:
                 empty += 1
                 continue
             ids = tokenizer.encode_array(text)
-            gathering = found.setdefault((source, split), _Gathering())
-            gathering.ids += (ids, end)
-            gathering.lengths.append(len(ids) + 1)
-            more = times > int(weight)
-            gathering.more.append(more)
-            gathering.text_bytes += size
-            gathering.more_bytes += size if more else 0
+            found[source, split].add(ids, end, size, times > int(weight))
             if plan.reference is not None and _is_compared(plan, key, source, split):
                 reference = _load(*plan.reference).encode_array(text)
-                compared.setdefault(source, Comparison()).add(Comparison(size, len(ids), len(reference)))
+                compared[source].add(Comparison(size, len(ids), len(reference)))
     dtype = dtype_for(tokenizer.vocab_size)
     parts = [gathering.part(source, split, dtype) for (source, split), gathering in found.items()]
     uses = _uses([part.ids for part in parts if part.split == "train"], tokenizer)
-    return Encoded(parts, uses, total, empty, compared)
+    return Encoded(parts, uses, total, empty, dict(compared))
 
 
 def _is_compared(plan: Plan, key: str, source: str, split: str) -> bool:

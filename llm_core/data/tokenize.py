@@ -46,10 +46,10 @@ def run(config: TokenizeConfig, *, corpus: Path, out: Path, scratch: Path, emit:
         plan = _plan(config, tokenizer, product / "tokenizer", scratch, found, weights)
         counts = _Counts(tokenizer)
         facts["splits"] = _documents(product, corpus, plan, counts, facts["dtype"], workers, total, emit)
+        if not facts["splits"]["train"]["tokens"]:
+            raise BadInput("tokenize: the corpus holds no documents to train on")
         facts["dialogues"] = _dialogues(product, corpus, plan, counts, facts["dtype"], workers, emit)
         facts["empty_documents"] = counts.empty
-    if not facts["splits"]["train"]["tokens"]:
-        raise BadInput("tokenize: the corpus holds no documents to train on")
     return _report(facts, tokenizer, counts)
 
 
