@@ -13,12 +13,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from fastwarc import ArchiveIterator, WarcRecordType
+from fastwarc import ArchiveIterator, WarcRecord, WarcRecordType
 
 GZIP = b"\x1f\x8b\x08"
 MAX_FAULTS = 100
@@ -26,7 +25,9 @@ MAX_FAULTS = 100
 _BLOCK = 1 << 16
 _LANGUAGES = b"languages-cld2:"
 _CODE = re.compile(r"[a-z]{2,3}")
-Admit = Callable[[str, int, str], str | None]
+_RECORD_HEAD = (
+    b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +41,64 @@ class Fault:
         return f"{self.problem} at byte {self.offset:,}"
 
 
-@dataclass(slots=True)
 class WarcPage:
-    """A response with its decoded body.
+    """A response with its decoded body. What its headers say is read when it is asked for: a look at one header costs
+    a microsecond, and ten for every page would be a fifth of the reading.
 
     `end` is where its gzip member ends; None if the record has no whole member of its own or its body was encoded, so
-    that the file's bytes cannot be taken over as they are. `languages`: codes of the main language, ISO 639-1 and -3.
+    that the file's bytes cannot be taken over as they are. `judged`: what `languages_of` found in the metadata record.
     """
 
-    url: str
-    status: int
-    mime: str
-    content_type: str | None
-    date: str
-    record_id: str
-    offset: int
-    body: bytes
-    encoded: bool = False
-    end: int | None = None
-    languages: tuple[str, ...] = ()
-    etag: str | None = None
-    last_modified: str | None = None
-    robots: str | None = None
+    __slots__ = ("_http", "_record", "body", "encoded", "end", "judged", "offset", "record_id", "status")
+
+    def __init__(self, record: Any, http: Any, status: int, offset: int) -> None:
+        self._record, self._http, self.status, self.offset = record.headers, http, status, offset
+        self.record_id: str = record.record_id or ""
+        self.body = b""
+        self.encoded = False
+        self.end: int | None = None
+        self.judged: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        """The page's URL; WARC 1.0's grammar puts it between < and >, by mistake, and some writers obey."""
+        return (self._record.get("WARC-Target-URI") or "").strip("<>")
+
+    @property
+    def mime(self) -> str:
+        """What Common Crawl identified, else what the server said, without parameters, in lower case."""
+        said = self._record.get("WARC-Identified-Payload-Type") or self.content_type or ""
+        return said.partition(";")[0].strip().lower()
+
+    @property
+    def date(self) -> str:
+        """WARC-Date: when the page was fetched."""
+        return self._record.get("WARC-Date") or ""
+
+    @property
+    def content_type(self) -> str | None:
+        """The server's Content-Type."""
+        return self.header("Content-Type")
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the main language, ISO 639-1 and 639-3, by Common Crawl, else by the server; empty if by nobody."""
+        return self.judged or _codes(self.header("Content-Language"))
+
+    def header(self, name: str) -> str | None:
+        """One of the server's headers."""
+        value: str | None = self._http.get(name)
+        return value
+
+    def encodings(self) -> list[tuple[str, str]]:
+        """The encodings that the body has, as header names and values."""
+        if b"ncoding" not in b"".join(self._http.keys_bytes()).lower():
+            return []
+        named = [(name, self.header(name)) for name in ("Content-Encoding", "Transfer-Encoding")]
+        return [(name, value) for name, value in named if value and value.strip().lower() != "identity"]
+
+
+Admit = Callable[[WarcPage], str | None]
 
 
 class Archive:
@@ -72,7 +109,7 @@ class Archive:
     """
 
     def __init__(self, path: Path, *, max_bytes: int = 100_000_000, admit: Admit | None = None) -> None:
-        """`admit(url, status, mime)` gives the reason why a response is not wanted, or None."""
+        """`admit(page)`, asked before the body is read, gives the reason why a response is not wanted, or None."""
         self.path = path
         self.records = 0
         self.refused: Counter[str] = Counter()
@@ -103,7 +140,7 @@ class Archive:
         previous = -1
         with open(self.path, "rb") as file:
             file.seek(start)
-            records = iter(ArchiveIterator(file, record_types=WarcRecordType.any_type))
+            records = iter(ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False))
             while True:
                 try:
                     record = next(records, None)
@@ -118,7 +155,7 @@ class Archive:
                 if waiting is not None:
                     # A metadata record that follows belongs to the response; it says which language Common Crawl saw.
                     if record.record_type is WarcRecordType.metadata:
-                        waiting.languages = languages_of(record.reader.read()) or waiting.languages
+                        waiting.judged = languages_of(record.reader.read())
                     yield self._with_end(waiting, previous, offset)
                     waiting = None
                 if previous == 0 and self._packed and offset and self.records == 2:
@@ -154,16 +191,17 @@ class Archive:
             yield page
 
     def _page(self, record: Any, offset: int) -> WarcPage | None:
-        url = (record.headers.get("WARC-Target-URI") or "").strip("<>")  # WARC 1.0's grammar has them, by mistake
+        if not record.is_http:
+            self.refused["no_http"] += 1
+            return None
+        record.parse_http()
         http = record.http_headers
         status = http.status_code if http is not None else None
         if status is None:
             self.refused["no_http"] += 1
             return None
-        content_type = http.get("Content-Type")
-        said = record.headers.get("WARC-Identified-Payload-Type") or content_type or ""
-        mime = said.partition(";")[0].strip().lower()
-        reason = self._admit(url, status, mime) if self._admit else None
+        page = WarcPage(record, http, status, offset)
+        reason = self._admit(page) if self._admit else None
         if reason is None and record.content_length > self._max_bytes:
             reason = "too_large"
         if reason is not None:
@@ -173,26 +211,25 @@ class Archive:
         if len(body) != record.content_length:
             self._broken(offset, f"cut off: {len(body):,} of {record.content_length:,} bytes")
             return None
-        encodings = [(name, http.get(name)) for name in ("Content-Encoding", "Transfer-Encoding")]
-        named = [(name, value) for name, value in encodings if value and value.strip().lower() != "identity"]
-        if named and (body := self._decoded(body, named, offset)) is None:
+        encodings = page.encodings()
+        if encodings and (body := self._decoded(body, encodings, offset)) is None:
             return None
-        return WarcPage(
-            url, status, mime, content_type, record.headers.get("WARC-Date") or "", record.record_id or "", offset,
-            body, bool(named), None, _codes(http.get("Content-Language")),
-            http.get("ETag"), http.get("Last-Modified"), http.get("X-Robots-Tag"),
-        )  # fmt: skip
+        page.body, page.encoded = body, bool(encodings)
+        return page
 
     def _decoded(self, body: bytes, encodings: list[tuple[str, str]], offset: int) -> bytes | None:
-        """A body without its encodings, by fastwarc; None, and counted, if it cannot be decoded or grows too large."""
-        head = "HTTP/1.1 200 OK\r\n" + "".join(f"{name}: {value}\r\n" for name, value in encodings) + "\r\n"
-        block = head.encode("latin-1", "replace") + body
-        kind = "WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
-        warc = f"{kind}Content-Length: {len(block)}\r\n\r\n".encode() + block + b"\r\n\r\n"
+        """A body without its encodings; None, and counted, if it cannot be decoded or grows too large."""
+        if encodings == [("Transfer-Encoding", "chunked")] and (joined := unchunked(body)) is not None:
+            return joined
+        block = b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (
+            "".join(f"{name}: {value}\r\n" for name, value in encodings).encode("latin-1", "replace"),
+            body,
+        )
         try:
-            record = next(iter(ArchiveIterator(BytesIO(warc), auto_decode="all")))
+            record = WarcRecord.from_bytes(_RECORD_HEAD % len(block) + block + b"\r\n\r\n")
+            record.parse_http(auto_decode="all")
             plain: bytes = record.reader.read(self._max_bytes + 1)
-        except (OSError, StopIteration) as error:
+        except OSError as error:
             self._broken(offset, f"a body that cannot be decoded ({error})")
             return None
         if len(plain) > self._max_bytes:
@@ -224,6 +261,25 @@ class Archive:
                         return found
                     position = found + 1
         return None
+
+
+def unchunked(body: bytes) -> bytes | None:
+    """The chunks of a chunked body joined; None if it is not well-formed to its last chunk."""
+    chunks: list[bytes] = []
+    place = 0
+    while (line := body.find(b"\r\n", place)) >= 0:
+        try:
+            size = int(body[place:line].partition(b";")[0], 16)
+        except ValueError:
+            return None
+        if size <= 0:
+            return b"".join(chunks) if size == 0 else None
+        place = line + 2 + size
+        chunks.append(body[line + 2 : place])
+        if body[place : place + 2] != b"\r\n":
+            return None
+        place += 2
+    return None
 
 
 def head_of(data: bytes) -> bytes:

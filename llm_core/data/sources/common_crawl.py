@@ -28,7 +28,7 @@ from filelock import FileLock
 
 from llm_core.artifacts import dump_json, write_atomic
 from llm_core.contract import BadInput
-from llm_core.data.sources.archives import GZIP, Archive
+from llm_core.data.sources.archives import GZIP, Archive, WarcPage
 from llm_core.data.sources.download import Ahead, DownloadFailed, Patience, client, download
 from llm_core.data.sources.parts import Gathered
 from llm_core.data.sources.reach import reachable
@@ -73,13 +73,13 @@ class CrawlSelection:
         ]
         return xxhash.xxh3_64_hexdigest(json.dumps(values).encode())
 
-    def admit(self, url: str, status: int, mime: str) -> str | None:
+    def admit(self, page: WarcPage) -> str | None:
         """Why a response is not wanted by its status, type or host; None if it is."""
-        if status != 200:
+        if page.status != 200:
             return "status"
-        if self.mime and mime not in self.mime:
+        if self.mime and page.mime not in self.mime:
             return "mime"
-        return None if not self.hosts or on_hosts(url, self.hosts) else "host"
+        return None if not self.hosts or on_hosts(page.url, self.hosts) else "host"
 
     def admits_language(self, codes: tuple[str, ...]) -> bool:
         """Whether a page whose language has these codes is wanted; one that nobody judged is."""

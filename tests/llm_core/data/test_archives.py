@@ -110,7 +110,7 @@ def test_too_large_undecodable_and_unwanted_are_counted(shared_data: Path, tmp_p
     archive = Archive(path, max_bytes=sizes[10])
     assert len(list(archive.pages())) == 11
     assert archive.refused == {"too_large": 11}
-    archive = Archive(path, admit=lambda url, status, mime: None if "soldaini" in url else "host")
+    archive = Archive(path, admit=lambda page: None if "soldaini" in page.url else "host")
     assert len(list(archive.pages())) + archive.refused["host"] == 22
     block = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Type: text/html\r\n\r\nno gzip at all"
     head = b"WARC/1.1\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/\r\n"
