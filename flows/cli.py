@@ -112,6 +112,24 @@ def crawl_check(
 
 
 @app.command()
+def extract(
+    target: Annotated[str, typer.Argument(help="A URL (taken from data/raw if it was crawled), or a file.")],
+    rule: Annotated[str | None, typer.Option(help="A rule of rules/; without it the URL's host finds it.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where a file's page stands in the web.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """What clean would take from a page: its text, its metadata, and what each engine would give."""
+    from flows import looking
+    from tasks.workspace import Workspace
+
+    found = looking.extract(Workspace.at(_project()), target, rule, url)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(looking.tryout(found))
+
+
+@app.command()
 def status(
     stage: Annotated[str | None, typer.Argument(help="clean, together with --dropped.")] = None,
     dropped: Annotated[str | None, typer.Option(help="List what clean dropped for this reason, or all.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from llm_core.contract import BadInput
@@ -38,6 +39,59 @@ def crawl_check(space: Workspace, url: str, source: str | None) -> dict[str, Any
     return {"source": chosen[0].name if chosen else None} | asdict(check(url, job))
 
 
+def extract(space: Workspace, target: str, rule: str | None, url: str | None) -> dict[str, Any]:
+    """What a page's rule, and each engine, make of it. `target` is a file, a URL that was crawled, or any other URL.
+
+    `url` tells where a file's page stands in the web, which finds its rule. Raises `BadInput` for what cannot be had.
+    """
+    from dataclasses import asdict
+
+    from llm_core.data.tryout import try_page
+
+    if "://" in target:
+        data, content_type = _crawled(space, target) or _fetched(space, target)
+        url = url or target
+    else:
+        path = Path(target)
+        if not path.is_file():
+            raise BadInput(f"extract: {target} is no file and no URL")
+        data, content_type = path.read_bytes(), "text/plain" if path.suffix in (".txt", ".md") else None
+    return asdict(try_page(data, url or "", content_type, space.root / "rules", rule))
+
+
+def _crawled(space: Workspace, url: str) -> tuple[bytes, str | None] | None:
+    """(bytes, content type) of a page of data/raw, if it is there."""
+    import pyarrow.dataset as ds
+
+    from llm_core.data.extract import MAX_BYTES
+    from llm_core.data.prepare import recorded
+    from llm_core.data.web.urls import canonical
+
+    tables = sorted(space.product("raw").glob("*/pages.parquet"))
+    for table in tables:
+        found = ds.dataset(table).to_table(filter=ds.field("url") == (canonical(url) or url)).to_pylist()
+        if found:
+            data = recorded(found[0], table.parent / "warc", MAX_BYTES)
+            return (data, found[0]["content_type"]) if data is not None else None
+    return None
+
+
+def _fetched(space: Workspace, url: str) -> tuple[bytes, str | None]:
+    """The page itself, if a crawl would be allowed to have it."""
+    from llm_core.data.web.addresses import AddressPolicy
+    from llm_core.data.web.check import fetch
+    from llm_core.data.web.job import CrawlJob
+
+    found = crawl_check(space, url, None)
+    if not found["allowed"]:
+        raise BadInput(f"extract: {url} would not be crawled: {found['why']}")
+    job = CrawlJob(store="", start=(url,), contact="groundup extract")
+    status, data = fetch(found["canonical"], AddressPolicy(()), job.timeout, job.user_agent, job.max_bytes)
+    if status != 200:
+        raise BadInput(f"extract: {url} answers with status {status}")
+    return data, None
+
+
 def dropped(space: Workspace, reason: str | None, limit: int | None) -> Iterator[dict[str, Any]]:
     """Rows that `clean` dropped for a reason, all without one; at most `limit`."""
     from itertools import islice
@@ -54,3 +108,14 @@ def lines(row: dict[str, Any]) -> str:
     """A row as aligned `name  value` lines."""
     width = max(len(name) for name in row)
     return "\n".join(f"{name:{width}}  {value}" for name, value in row.items() if value not in (None, "", (), []))
+
+
+def tryout(found: dict[str, Any]) -> str:
+    """What `extract` found, for reading: metadata, each engine in a line, then the text."""
+    about = {name: found[name] for name in ("url", "by", "rule", "problem")} | found["metadata"]
+    engines = [
+        f"{trial['engine']:20} {len(trial['text']):>8,} characters {1000 * trial['seconds']:7.0f} ms  "
+        + (trial["problem"] or trial["text"][:60].replace("\n", " "))
+        for trial in found["trials"]
+    ]
+    return "\n\n".join(part for part in (lines(about), "\n".join(engines), found["text"]) if part)

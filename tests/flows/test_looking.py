@@ -74,5 +74,36 @@ def test_without_a_corpus(space: Workspace) -> None:
         list(looking.dropped(space, None, None))
 
 
+PAGE = "<html lang=en><head><title>Bread</title></head><body><nav>Home</nav><article><p>{}</p></article></body></html>"
+
+
+def test_extract_tells_what_clean_would_take_and_what_each_engine_gives(space: Workspace, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(PAGE.format("A loaf wants flour, water, salt and time, and an oven that is hot. " * 5))
+    found = looking.extract(space, str(file), None, None)
+    assert found["by"] == "trafilatura"
+    assert found["text"].startswith("A loaf wants flour")
+    assert {trial["engine"] for trial in found["trials"]} >= {"trafilatura", "resiliparse"}
+    told = looking.tryout(found)
+    assert "title      Bread" in told
+    assert told.rstrip().endswith("that is hot.")
+
+
+def test_extract_takes_the_rule_of_the_url_or_the_one_that_is_named(space: Workspace, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text("<html><body><dl><dt><strong>f</strong>(x)</dt><dd>Give x back, as it is.</dd></dl></body></html>")
+    found = looking.extract(space, str(file), None, "http://pydoc.localhost/library/f.html")
+    assert str(found["rule"]).endswith("rules/pydoc.localhost.py")
+    with pytest.raises(BadInput, match="no rule 'other'"):
+        looking.extract(space, str(file), "other", None)
+
+
+def test_extract_names_what_it_cannot_have(space: Workspace) -> None:
+    with pytest.raises(BadInput, match=r"nothing\.html is no file and no URL"):
+        looking.extract(space, "nothing.html", None, None)
+    with pytest.raises(BadInput, match=r"would not be crawled: .*loopback"):
+        looking.extract(space, "http://127.0.0.2:9/", None, None)
+
+
 def test_lines_leave_out_what_is_empty() -> None:
     assert looking.lines({"url": "u", "robots": "", "delay": 0.0}) == "url     u\ndelay   0.0"

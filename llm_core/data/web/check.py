@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urljoin, urlsplit
@@ -96,10 +98,11 @@ def _decided(finding: Finding, no: str | None) -> Finding:
     return replace(finding, allowed=no is None, why=no or f"{finding.scope}, {finding.rule}")
 
 
-def fetch(url: str, policy: AddressPolicy, timeout: float, agent: str) -> tuple[int, bytes]:
-    """(status, at most 500 KiB of body) of a robots.txt, behind at most five redirects.
+def fetch(url: str, policy: AddressPolicy, timeout: float, agent: str, limit: int = LIMIT) -> tuple[int, bytes]:
+    """(status, at most `limit` bytes of body) of a robots.txt or a page, behind at most five redirects.
 
-    Every address is checked when it is connected to. More redirects count as 404, as RFC 9309 says. Raises OSError.
+    Every address is checked when it is connected to. Each answer must be there after `timeout` seconds in all, however
+    slowly it drips. More redirects count as 404, as RFC 9309 says. Raises OSError or HTTPException.
     """
     for _ in range(MAX_REDIRECTS + 1):
         parts = urlsplit(url)
@@ -112,9 +115,16 @@ def fetch(url: str, policy: AddressPolicy, timeout: float, agent: str) -> tuple[
             response = connection.getresponse()
             location = response.getheader("Location")
             if not (300 <= response.status < 400 and location):
-                return response.status, response.read(LIMIT)
+                return response.status, _read(response, limit, connection)
         url = urljoin(url, location)
     return 404, b""
+
+
+def _read(response: http.client.HTTPResponse, limit: int, connection: _Connection) -> bytes:
+    body = response.read(limit)
+    if connection.late:
+        raise TimeoutError("timed out")
+    return body
 
 
 class _Connection(http.client.HTTPConnection):
@@ -125,6 +135,14 @@ class _Connection(http.client.HTTPConnection):
         self._tls = parts.scheme == "https"
         super().__init__(parts.hostname or "", parts.port or (443 if self._tls else 80), timeout=timeout)
         self._policy = policy
+        self.late = False
+        self._clock = threading.Timer(timeout, self._hang_up)
+        self._clock.daemon = True
+
+    def _hang_up(self) -> None:
+        self.late = True
+        with contextlib.suppress(OSError, AttributeError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def connect(self) -> None:
         self.sock = _connected(self._policy.resolve(self.host, self.port), self.port, float(self.timeout or SECONDS))
@@ -132,9 +150,11 @@ class _Connection(http.client.HTTPConnection):
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
     def __enter__(self) -> _Connection:
+        self._clock.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._clock.cancel()
         self.close()
 
 
