@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +125,20 @@ def test_check_goes_nowhere_inside(site: Any, job: CrawlJob) -> None:
     assert not around.allowed
     assert "localhost leads to" in around.why
     assert site.asked["/secret"] == 0
+
+
+def test_check_does_not_wait_for_an_answer_that_drips(site: Any, job: CrawlJob) -> None:
+    def drip(handler: Any) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(100):
+            handler.wfile.write(b"#")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    site.scripts["/robots.txt"] = drip
+    began = time.monotonic()
+    assert "cannot be had" in check(f"{site.url}/", replace(job, timeout=0.5)).why
+    assert time.monotonic() - began < 8, "the whole answer would take ten seconds"
 
 
 def test_check_of_what_cannot_be_asked() -> None:

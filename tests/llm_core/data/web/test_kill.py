@@ -56,6 +56,7 @@ def killed_crawl(
     """Crawl a site with kills at random moments, check everything, and tell how often pages were fetched twice."""
     site.many(pages, size=50)
     site.delay = 0.004
+    job = replace(job, max_pages=2 * pages)
     Path(job.store).mkdir()
     job.write(folder / "job.json")
     chance = random.Random(seed)
