@@ -43,6 +43,12 @@ class Metadata:
     robots: str | None = None
 
 
+def forbids_indexing(*directives: str | None) -> bool:
+    """Whether directives for robots, such as "noindex, nofollow" or "none", ask not to index a page."""
+    words = {word.strip() for text in directives for word in (text or "").lower().split(",")}
+    return bool(words & {"noindex", "none"})
+
+
 def metadata(html: str) -> Metadata:
     """The metadata of a page. Never fails: what cannot be read is None."""
     soup = BeautifulSoup("".join(_telling(html)), "html.parser")

@@ -19,7 +19,7 @@ from llm_core.data.characters import CharacterOptions, part_special_tokens, repa
 from llm_core.data.extract import MAX_BYTES, MIN_RULE_CHARACTERS, Page, Unreadable, main_text, read
 from llm_core.data.filters import FilterOptions, judge
 from llm_core.data.language import language_of
-from llm_core.data.metadata import Metadata
+from llm_core.data.metadata import Metadata, forbids_indexing
 from llm_core.data.pii import MaskOptions, mask
 from llm_core.data.rules import rule_for
 from llm_core.parallel import isolated
@@ -97,7 +97,7 @@ def _lost(item: Item, reason: str) -> Candidate:
 def candidate(item: Item) -> Candidate:
     """One row's document. It may take very long, or end the process: `prepare` guards against both."""
     row, warc, options = item
-    content = _recorded(row, warc, options.max_bytes) if warc else row["text"] or ""
+    content = recorded(row, warc, options.max_bytes) if warc else row["text"] or ""
     if content is None:
         return _lost(item, "unreadable_record")
     about: dict[str, Any] = {"group": row.get("group"), "digest": row.get("digest") or _digest(content)}
@@ -139,7 +139,7 @@ def _masked(text: str, options: PrepareOptions) -> tuple[str, dict[str, int]]:
     return text, counts | ({"special_token": parted} if parted else {})
 
 
-def _recorded(row: dict[str, Any], folder: Path, max_bytes: int) -> bytes | None:
+def recorded(row: dict[str, Any], folder: Path, max_bytes: int) -> bytes | None:
     """The body of a record by segment and offset, at most a byte more than is parsed; None if it cannot be read."""
     with open(folder / row["segment"], "rb") as file:
         file.seek(row["offset"])
@@ -154,8 +154,7 @@ def _text(row: dict[str, Any], content: bytes | str, options: PrepareOptions) ->
     page = read(content, row.get("content_type"), options.max_bytes)
     if not isinstance(page, Page):
         return _mended(page, options), Metadata()
-    robots = f"{page.metadata.robots or ''},{row.get('robots') or ''}".lower()
-    if options.respect_noindex and ("noindex" in robots or "none" in robots.replace(" ", "").split(",")):
+    if options.respect_noindex and forbids_indexing(page.metadata.robots, row.get("robots")):
         raise Unreadable("noindex")
     rule = rule_for(row["url"] or "", options.rules, options.rule)
     found = main_text(page, engine=options.engine, rule=rule, min_rule_characters=options.min_rule_characters)
