@@ -140,10 +140,17 @@ def _document(candidate: Candidate, signature: bytes | None, hits: list[list[str
         return spill.Record(0, candidate.url, candidate.text[:EXCERPT], "0", reason, fields=fields)
     if candidate.masked:
         fields["masked"] = candidate.masked
-    known = canonical(candidate.url) if candidate.url else None
-    address = xxhash.xxh3_64_intdigest(known.encode()) or 1 if known else 0
     key = identity(candidate.text)
-    return spill.Record(0, candidate.url, candidate.text, key, None, address, signature, fields)
+    return spill.Record(0, candidate.url, candidate.text, key, None, _address(candidate.url), signature, fields)
+
+
+def _address(url: str | None) -> int:
+    """A hash of the canonical URL; 0 for what is none."""
+    try:
+        known = canonical(url) if url else None
+    except ValueError:
+        return 0
+    return xxhash.xxh3_64_intdigest(known.encode()) or 1 if known else 0
 
 
 def _conversations(task: Task, rows: Sequence[dict[str, Any]]) -> Iterator[spill.Record]:

@@ -214,7 +214,7 @@ def _find(found: Findings, tasks: Iterable[Task], workers: int, total: int, emit
         found.add(batch)
         done += rows
         kept += batch["reason"].null_count
-        emit(Progress(done, total, "rows", {"may stay": kept}))
+        emit(Progress(done, total, "rows", {"kept": kept}))
 
 
 def _written(done: int, total: int, corpus: Corpus) -> Progress:

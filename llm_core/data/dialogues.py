@@ -12,9 +12,13 @@ from llm_core.data.sources.problems import is_right
 Message = dict[str, str]
 
 
-def clean_messages(messages: list[Message]) -> list[Message]:
-    """The messages with mended characters."""
-    return [{"role": message["role"], "content": repair(message["content"] or "")} for message in messages]
+def clean_messages(messages: list[Message] | None) -> list[Message]:
+    """The messages with mended characters; a row may hold none, or some without a role or content."""
+    return [
+        {"role": message["role"] or "", "content": repair(message["content"] or "")}
+        for message in messages or []
+        if message
+    ]
 
 
 def fault_of_messages(messages: list[Message]) -> str | None:

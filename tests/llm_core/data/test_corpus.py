@@ -221,3 +221,48 @@ def test_large_row_groups_are_carried_to_the_workers(
     monkeypatch.setattr(candidates, "CARRIED_BYTES", 100)
     carried, _ = cleaned(tmp_path, raw, CleanConfig(default=LOOSE, workers=2), "carried")
     assert artifacts.digest(usual) == artifacts.digest(carried)
+
+
+def test_hostile_rows_are_counted_and_never_end_the_stage(tmp_path: Path, prose: list[str]) -> None:
+    texts = [
+        "",
+        None,
+        "\x00\x01",
+        "\ufffd" * 400,
+        "a" * 300_000,
+        "{" * 5_000,
+        "<|endoftext|> " * 90,
+        prose[3],
+        "\u202e" * 99,
+    ]
+    addresses = [
+        "http://[bad?utm_source=x",
+        "",
+        None,
+        "not a url",
+        "http://" + "a" * 5_000,
+        "javascript:0",
+        "http://ü.example/ß",
+    ]
+    documents = [page(address, text) for text in texts for address in addresses]
+    documents += [page("x", prose[4], content_type=kind) for kind in (None, "", "text/html", "image/png", "x" * 1_000)]
+    message = {"role": "user", "content": "Hi"}
+    dialogues = [
+        {"messages": messages, "kind": kind}
+        for kind in (None, "problem")
+        for messages in (None, [], [None], [{"role": None, "content": None}], [message], [message, None, message])
+    ]
+    dialogues.append(talk("What is 1 + 1?", "two", check="1 +"))
+    preferences = [
+        {"prompt": prompt, "chosen": chosen, "rejected": "b"}
+        for prompt in (None, [], [message])
+        for chosen in (None, "a")
+    ]
+    raw = raw_of(tmp_path / "raw", {"a": {"documents": documents, "dialogues": dialogues, "preferences": preferences}})
+    product, report = cleaned(tmp_path, raw, CleanConfig(default=LOOSE, workers=1))
+    funnel = {row["what"]: (row["in"], row["kept"]) for row in report.tables["funnel"]}
+    assert funnel["documents"][0] == len(documents)
+    assert funnel["dialogues"] == (13, 0)
+    assert funnel["preferences"] == (6, 1)
+    assert len(rows(product, "dropped")) == sum(row["dropped"] for row in report.tables["reasons"])
+    assert len(rows(product, "documents")) + len(rows(product, "dropped")) == len(documents) + 13 + 5
