@@ -37,11 +37,12 @@ def copies(key: str, weight: float) -> int:
 class Sample:
     """A part of the weighted stream, by documents' places: copy k of a document stands at (place + k) / weight.
 
-    Copies before `limit` are in it, and the first `rest` bytes of the one at `limit`.
+    Copies before `limit` are in it, and the first `rest` bytes of the one at `limit`; `size` is its bytes in all.
     """
 
     limit: float = 1.0
     rest: int = 0
+    size: int = 0
 
     def take(self, key: str, weight: float, texts: Sequence[str]) -> Iterator[str]:
         """The texts of a document, once for each of its copies in the sample."""
@@ -71,13 +72,14 @@ def choose(place: Array, size: Array, weight: Array, most_bytes: int) -> Sample:
         positions = (place + copy) / weight
         at.append(positions[positions < 1.0])
         sizes.append(size[positions < 1.0])
-    if not at or sum(int(part.sum()) for part in sizes) <= most_bytes:
-        return Sample()
+    if (everything := sum(int(part.sum()) for part in sizes)) <= most_bytes:
+        return Sample(size=everything)
     positions = np.concatenate(at)
     order = np.argsort(positions, kind="stable")
     total = np.cumsum(np.concatenate(sizes)[order])
     first = int(np.searchsorted(total, most_bytes, side="right"))
-    return Sample(float(positions[order[first]]), most_bytes - (int(total[first - 1]) if first else 0))
+    rest = most_bytes - (int(total[first - 1]) if first else 0)
+    return Sample(float(positions[order[first]]), rest, most_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ source, so that the shards are the same bytes for any number of workers. Text is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ ALONE_BYTES = 30_000_000
 COMPARED_BYTES = 1_000_000
 """UTF-8 bytes of each source that GPT-2's tokenizer encodes too, where it is at hand."""
 SHOWN_TOKENS = 20
+TOLD_EVERY = 2_000_000
 
 
 def run(config: TokenizeConfig, *, corpus: Path, out: Path, scratch: Path, emit: Emit) -> Report:
@@ -80,9 +81,9 @@ def _tokenizer(
     by_source = np.array([*(weights[source] for source in found.sources), 1.0])  # the last: dialogues have source -1
     train = found.train
     sample = choose(found.place[train], found.size[train], by_source[found.source[train]], config.sample_bytes)
-    emit(Progress(0, None, "bytes", {"doing": "training the tokenizer"}))
     pattern = bpe.DIGITS1 if config.digits == "single" else bpe.GPT2
-    tokenizer = bpe.train(_training_texts(corpus, weights, sample), config.vocab_size, pattern)
+    texts = _told(_training_texts(corpus, weights, sample), sample.size, emit)
+    tokenizer = bpe.train(texts, config.vocab_size, pattern)
     if tokenizer.vocab_size < config.vocab_size:
         emit(Note(f"the corpus has pairs for {tokenizer.vocab_size} tokens only, not {config.vocab_size}"))
     return tokenizer
@@ -93,6 +94,17 @@ def _training_texts(corpus: Path, weights: Mapping[str, float], sample: Sample) 
         yield from sample.take(key, weights[source], [text])
     for key, texts in training_dialogues(corpus):
         yield from sample.take(key, 1.0, texts)
+
+
+def _told(texts: Iterable[str], total: int, emit: Emit) -> Iterator[str]:
+    """The texts, while it is told how many of their bytes were taken."""
+    done, told = 0, -TOLD_EVERY
+    for text in texts:
+        if done - told >= TOLD_EVERY:
+            emit(Progress(done, total, "bytes", {"doing": "training the tokenizer"}))
+            told = done
+        yield text
+        done += len(text)  # about: letters beyond ASCII have more
 
 
 def _plan(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm_core import artifacts
-from llm_core.contract import BadInput
+from llm_core.contract import BadInput, Progress, Stop
 from llm_core.data import bpe, clean, dialogue, reading, tokenize
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.document import RAW_DOCUMENTS, split_of
@@ -288,6 +288,25 @@ def test_unknown_files_and_kinds_are_bad_input(tmp_path: Path, make_corpus: Any,
     with pytest.raises(BadInput, match="no documents to train on"):
         run_stage(empty, tmp_path)
     assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize("doing", ["surveying the corpus", "training the tokenizer", "encoding"])
+def test_asked_to_stop_it_leaves_nothing_behind(tmp_path: Path, make_corpus: Any, rows_of: Any, doing: str) -> None:
+    corpus = make_corpus(tmp_path / "corpus", rows_of.plain(30))
+
+    def emit(event: Any) -> None:
+        if isinstance(event, Progress) and event.figures.get("doing", "encoding") == doing:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tokenize.run(
+            TokenizeConfig(vocab_size=300, workers=1),
+            corpus=corpus,
+            out=tmp_path / "shards",
+            scratch=tmp_path / "scratch",
+            emit=emit,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
 def test_template_by_role_tokens(shards: Shards) -> None:
