@@ -25,6 +25,9 @@ from llm_core.model import costs
 Architecture = Literal["seed", "gpt2", "llama", "qwen3", "speedrun"]
 PresetName = Literal["seed", "gpt2", "llama", "qwen3", "speedrun", "tiny", "seed-30m", "gpt2-124m", "350m", "1b"]
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Last names of the blocks' matrices, which may get a low-rank addition."""
+
 _SEED = {"vocab_size": 50257, "layers": 6, "heads": 6, "width": 288, "context": 256, "dropout": 0.1}
 _GPT2 = {"vocab_size": 50257, "layers": 12, "heads": 12, "width": 768, "context": 1024}
 _QWEN3 = {"architecture": "qwen3", "vocab_size": 50257, "tied": True, "kv_heads": 8, "heads": 16}

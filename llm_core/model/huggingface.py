@@ -32,10 +32,18 @@ _GPT2_NAMES = (
     (r"\.input_layernorm\.", ".ln_1."),
     (r"\.post_attention_layernorm\.", ".ln_2."),
     (r"\.self_attn\.o_proj\.", ".attn.c_proj."),
+    (r"\.self_attn\.c_attn\.", ".attn.c_attn."),
     (r"\.mlp\.up_proj\.", ".mlp.c_fc."),
     (r"\.mlp\.down_proj\.", ".mlp.c_proj."),
 )
 _GPT2_TURNED = (".attn.c_proj.weight", ".attn.c_attn.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight")
+
+
+def gpt2_name(name: str) -> str:
+    """What `transformers` calls a tensor of GPT-2 of ours; not for query, key and value, which are one tensor there."""
+    for pattern, replacement in _GPT2_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def to_config(config: ModelConfig, end_id: int | None) -> dict[str, Any]:
@@ -102,10 +110,7 @@ def to_state(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]
             parts = [state[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
             out[f"transformer.h.{found[1]}.attn.c_attn.{found[2]}"] = torch.cat(parts)
         elif ".k_proj." not in name and ".v_proj." not in name:
-            renamed = name
-            for pattern, replacement in _GPT2_NAMES:
-                renamed = re.sub(pattern, replacement, renamed)
-            out[renamed] = value
+            out[gpt2_name(name)] = value
     return {name: value.t() if name.endswith(_GPT2_TURNED) else value for name, value in out.items()}
 
 
@@ -122,9 +127,7 @@ def from_state(config: ModelConfig, state: dict[str, Tensor], wanted: list[str])
             joined = joined.t() if found[3] == "weight" else joined
             out[name] = joined.chunk(3)["qkv".index(found[2])]
             continue
-        renamed = name
-        for pattern, replacement in _GPT2_NAMES:
-            renamed = re.sub(pattern, replacement, renamed)
+        renamed = gpt2_name(name)
         value = state[renamed]
         out[name] = value.t() if renamed.endswith(_GPT2_TURNED) else value
     return out

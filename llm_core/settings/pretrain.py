@@ -164,6 +164,8 @@ class PretrainConfig(LoopSettings):
     """How the learning rate moves."""
     clip: float = Field(default=1.0, gt=0)
     """Largest global norm of the gradients; above it they are scaled down."""
+    z_loss: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the squared log-sum-exp of the logits in the training loss, 0 (none) to 1; PaLM took 0.0001."""
     evaluate_every: int = Field(default=400, ge=1)
     """Steps between evaluations on held-out pages."""
     evaluate_tokens: int = Field(default=10_000, ge=1)

@@ -4,9 +4,32 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from llm_core.contract import Config
+from llm_core.model.config import LORA_TARGETS
 from llm_core.settings.pretrain import LoopSettings, OptimizerSettings, ScheduleSettings
+
+
+class LoraSettings(Config):
+    """Low-rank additions to frozen weights, trained instead of them."""
+
+    rank: int = Field(default=8, ge=1, le=4096)
+    """Rank of each addition, 1 to 4096."""
+    alpha: float = Field(default=16.0, gt=0, le=65536)
+    """An addition is scaled by alpha / rank; above 0 up to 65536."""
+    targets: tuple[str, ...] = Field(default=LORA_TARGETS, min_length=1)
+    """Last names of the layers that get one, of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an addition's inputs zeroed in training, 0 up to 1. Above 0 passes do not run side by side."""
+
+    @field_validator("targets")
+    @classmethod
+    def _known(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        for name in targets:
+            if name not in LORA_TARGETS:
+                raise ValueError(f"{name!r} is none of {', '.join(LORA_TARGETS)}")
+        return targets
 
 
 class SftConfig(LoopSettings):
@@ -30,6 +53,9 @@ class SftConfig(LoopSettings):
     padding. On a CPU, without dropout, they run side by side on the cores."""
     problem_share: float | None = Field(default=0.85, ge=0, le=1)
     """Share of problems among the dialogues of a step, 0 to 1. Empty: as they stand in the data."""
+    lora: LoraSettings | None = None
+    """Train low-rank additions and keep the base weights frozen: a fraction of the memory. The product is the merged
+    model with the additions beside it in `adapter/`. Empty: train all weights."""
     optimizer: OptimizerSettings = OptimizerSettings(
         learning_rate=0.003,
         embedding_learning_rate=0.03,

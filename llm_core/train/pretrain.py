@@ -38,7 +38,7 @@ def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit:
     shape = config.model.build(data.vocab_size)
     lanes = 1 if shape.dropout or ranks.world > 1 else config.passes
     machine = prepare(cores_of_a_rank(config.threads), config.device, config.precision, lanes)
-    emit(Note(f"{shape.architecture}: {shape.parameters():,} parameters, {shape.flops_per_token():,} FLOPs a token"))
+    emit(Note(_costs(config, shape, machine)))
     expected = _expect(config, shape, data, machine, ranks)
     emit(Note(expected.sentence()))
     torch.manual_seed(config.seed)
@@ -54,6 +54,18 @@ def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit:
     training = {"train_loss": result.last["train/loss"], "train_seconds": result.seconds, "tokens_per_second": speed}
     compared = {"prediction": expected.table(figures.get("loss"), result.seconds)}
     return Report(figures | training | expected.metrics(), compared, samples=_samples(model, config, data))
+
+
+def _costs(config: PretrainConfig, shape: ModelConfig, machine: Machine) -> str:
+    """What the model costs on each rank, before any of it is allocated."""
+    sequences = -(-config.batch_sequences // config.passes) * machine.lanes
+    memory = shape.memory(sequences, config.optimizer.name, machine.precision)
+    return (
+        f"{shape.architecture}: {shape.parameters():,} parameters, {shape.flops_per_token():,} FLOPs a token, about "
+        f"{memory.total / 1e9:.2f} GB to train (weights {memory.weights / 1e9:.2f}, gradients "
+        f"{memory.gradients / 1e9:.2f}, optimizer {memory.optimizer / 1e9:.2f}, activations "
+        f"{memory.activations / 1e9:.2f})"
+    )
 
 
 def _expect(config: PretrainConfig, shape: ModelConfig, data: Shards, machine: Machine, ranks: Ranks) -> Prediction:
@@ -72,7 +84,7 @@ def _train(
     return fit(
         model,
         batch=batches(config, data, model.config.context),
-        objective=next_token_loss_on(machine),
+        objective=next_token_loss_on(machine, config.z_loss),
         optimizer=lambda trained: make_optimizer(trained, optimizer),
         schedule=make_schedule(steps=config.steps, **config.schedule.model_dump()),
         options=LoopOptions.of(config, machine, flops_per_token=model.config.flops_per_token()),

@@ -13,6 +13,7 @@ from llm_core.contract import BadInput, Emit, Report
 from llm_core.data.dialogue import stop_ids
 from llm_core.data.shards import DialogueShards, Shards
 from llm_core.model.checkpoint import load_model, save_model
+from llm_core.model.lora import LoraOptions, add_lora, merge_lora, save_adapter
 from llm_core.model.sampling import generate
 from llm_core.model.transformer import Transformer
 from llm_core.settings.sft import SftConfig
@@ -30,24 +31,32 @@ LOOKED_AT = 256
 
 
 def run(config: SftConfig, *, base: Path, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
-    """Tune all weights of the base model on the training dialogues."""
+    """Tune the base model, all its weights or low-rank additions to them, on the training dialogues."""
     if started := ranks_to_start(config.ranks):
         paths = {"base": base, "shards": shards, "out": out, "scratch": scratch}
         return Report(**run_ranks(__name__, config.model_dump(mode="json"), paths, started, emit))
     ranks = join(config.parallel)
     data = Shards.open(shards)
     model = load_model(base)
-    lanes = 1 if model.config.dropout or ranks.world > 1 else config.passes
+    dropout = model.config.dropout or (config.lora is not None and config.lora.dropout)
+    lanes = 1 if dropout or ranks.world > 1 else config.passes
     machine = prepare(cores_of_a_rank(config.threads), config.device, config.precision, lanes)
     model.to(machine.device)
     _check_vocabulary(model, base, data)
     held_out = HeldOut(data, model.config.context)
+    lora = None if config.lora is None else LoraOptions(**config.lora.model_dump())
+    if lora is not None:
+        torch.manual_seed(config.seed)
+        add_lora(model, lora)
     result = _train(model, config, data, held_out, machine, ranks, scratch, emit)
     if not ranks.first:
         return Report({})
     figures = held_out.figures(model)
     summary = {name.removeprefix("validation/"): value for name, value in figures.items()}
     with new_product(out, "chat", {"steps": result.steps, "seed": config.seed, "figures": summary}) as folder:
+        if lora is not None:
+            save_adapter(model, folder / "adapter", lora)
+            merge_lora(model)
         save_model(model, folder, data.tokenizer, _card(model, config, result, summary))
     training = {"train_loss": result.last.get("train/loss", float("nan")), "train_seconds": result.seconds}
     return Report(summary | training | {"steps": result.steps}, samples=held_out.samples(model, config))
@@ -198,6 +207,8 @@ def _card(model: Transformer, config: SftConfig, result: Fit, figures: Mapping[s
         f"{result.steps:,} steps of {config.batch_dialogues} dialogues, loss on answers only.",
         "",
     ]
+    if config.lora is not None:
+        lines += [f"Trained by LoRA of rank {config.lora.rank}; `adapter/` holds the additions in PEFT's layout.", ""]
     if "problem_accuracy" in figures:
         lines += [f"Held-out problems answered right (greedy): {figures['problem_accuracy']:.1%}.", ""]
     return "\n".join(

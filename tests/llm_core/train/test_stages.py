@@ -6,13 +6,15 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from llm_core.artifacts import digest, new_product, read_manifest
 from llm_core.contract import BadInput, Event, Metric, Progress, Report, Resumed, Stop
 from llm_core.data import bpe, dialogue
 from llm_core.data.bpe import Tokenizer
-from llm_core.data.shards import KINDS, ShardWriter, describe
+from llm_core.data.shards import KINDS, Shards, ShardWriter, describe
 from llm_core.model.checkpoint import load_model
+from llm_core.model.lora import load_adapter
 from llm_core.settings.pretrain import PretrainConfig
 from llm_core.settings.sft import SftConfig
 from llm_core.train import pretrain, sft
@@ -128,7 +130,7 @@ def test_stopped_and_resumed_it_gives_the_same_bytes(shards: Path, base: Path, t
     assert digest(tmp_path / "base") == digest(base)
 
 
-@pytest.mark.parametrize("preset", ["seed", "gpt2", "llama"])
+@pytest.mark.parametrize("preset", ["seed", "gpt2", "llama", "speedrun"])
 def test_every_preset_trains_and_its_directory_opens(preset: str, shards: Path, tmp_path: Path) -> None:
     optimizer = {"name": "adamw", "learning_rate": 3e-4, "embedding_learning_rate": None}
     config = base_config(
@@ -160,6 +162,43 @@ def test_sft_learns_the_answers(base: Path, shards: Path, tmp_path: Path) -> Non
     assert "plus 1?" in sample["prompt"]
     assert digest(tmp_path / "one" / "chat") == digest(tmp_path / "two" / "chat")
     assert any("validation/problem_accuracy" in event.values for event in events if isinstance(event, Metric))
+
+
+def test_sft_by_lora_learns_and_keeps_the_adapter_beside_the_merged_model(
+    base: Path, shards: Path, tmp_path: Path
+) -> None:
+    lora = {"rank": 8, "alpha": 16, "dropout": 0.0}
+    config = SftConfig.model_validate(
+        {
+            "steps": 80,
+            "threads": 1,
+            "batch_dialogues": 16,
+            "evaluate_every": 80,
+            "lora": lora,
+            "sample_count": 1,
+            "optimizer": {"name": "adamw", "learning_rate": 0.02},
+        }
+    )
+    digests = []
+    for name in ("one", "two"):
+        (tmp_path / name / "scratch").mkdir(parents=True)
+        place = {
+            "base": base,
+            "shards": shards,
+            "out": tmp_path / name / "chat",
+            "scratch": tmp_path / name / "scratch",
+        }
+        report = sft.run(config, **place, emit=lambda event: None)
+        digests.append(digest(tmp_path / name / "chat"))
+    assert digests[0] == digests[1]
+    frozen, merged = load_model(base), load_model(tmp_path / "one" / "chat")
+    assert torch.equal(frozen.model.embed_tokens.weight, merged.model.embed_tokens.weight)
+    tokens = torch.arange(30)[None]
+    assert not torch.allclose(frozen(tokens), merged(tokens), atol=1e-2)
+    load_adapter(frozen, tmp_path / "one" / "chat" / "adapter")
+    assert torch.allclose(frozen(tokens), merged(tokens), atol=1e-4)
+    before = sft.HeldOut(Shards.open(shards), TINY["context"]).figures(load_model(base))
+    assert report.metrics["loss"] < 0.7 * before["validation/loss"]
 
 
 def test_shards_without_dialogues_are_named(base: Path, tmp_path: Path) -> None:
