@@ -18,6 +18,7 @@ from llm_core.scaling.fitting import growth
 from llm_core.scaling.ladder import Study
 from llm_core.scaling.laws import KAPLAN, PUBLISHED
 from llm_core.scaling.planner import Plan, plan_rows
+from llm_core.scaling.recipe import family
 from tasks.plots import COLOURS, Point
 from tasks.workspace import Workspace
 
@@ -120,12 +121,16 @@ def _frontier(study: Study) -> str:
     held_out = study.ladder.held_out
     low, high = min(flops for flops, _ in runs), 2 * held_out.flops
     law = study.fit.law
-    best = [(flops, law.loss(*law.optimum(flops))) for flops in _spaced(low, high)]
+    sizes = list(family(held_out.shape.vocab_size, held_out.shape.context))
+    best = [
+        (flops, min(law.loss(shape.parameters(), flops / shape.flops_per_token()) for shape in sizes))
+        for flops in _spaced(low, high)
+    ]
     series = [
         Series("runs", runs, 0),
         Series("held out, actual", [(held_out.flops, study.actual)], 3),
         Series("held out, predicted", [(held_out.flops, study.predicted)], 1),
-        Series("law at its best split of 6 N D", best, 2, line=True),
+        Series("law at its best size", best, 2, line=True),
     ]
     return chart("Loss over compute", "FLOPs", series)
 

@@ -1,8 +1,10 @@
-"""Scaling laws: does the fit recover a law that was planted, and does a ladder foretell a run at four times its compute?
+"""Scaling laws: does the fit recover a planted law, and does a ladder foretell a run at four times its compute?
 
-    python -m benchmarks.scaling [--only planted,machine,ladder] [--shards data/shards] [--results FOLDER]
+    python -m benchmarks.scaling [--only PARTS] [--shards data/shards] [--chinchilla CSV] [--results FOLDER]
 
 planted   losses from known laws with noise of 0.1% and 0.3%; how far the fitted exponents are off
+refit     the fit on Chinchilla's own runs, as Epoch AI read them off its figure 4 (data/svg_extracted_data.csv of
+          github.com/epoch-research/analyzing-chinchilla), beside the constants of Besiroglu et al. 2024; needs the file
 machine   the planner's 20-second measurement; then plain runs of three sizes: predicted beside actual time
 ladder    16 small runs of pretrain on the shards, within one pass; the law that they fit; predicted beside actual loss
           of one more at four times the largest budget. A few minutes on two cores.
@@ -11,10 +13,12 @@ ladder    16 small runs of pretrain on the shards, within one pass; the law that
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ from llm_core.scaling.fitting import Point, fit_law, growth, valleys
 from llm_core.scaling.laws import EPOCH, HOFFMANN, PUBLISHED, Law
 from llm_core.settings.pretrain import PretrainConfig
 
-PARTS = ("planted", "machine", "ladder")
+PARTS = ("planted", "refit", "machine", "ladder")
 PLANTED = (EPOCH, HOFFMANN, Law(E=1.2, A=30, B=200, alpha=0.25, beta=0.4, name="another"))
 CONTEXT, LANES = 128, 2
 
@@ -66,6 +70,19 @@ def measure_planted(seeds: int = 10) -> dict[str, Any]:
                 "worst_error_a_by_parabolas": max(abs(a / law.exponents[0] - 1) for a in a_by_parabola),
             })  # fmt: skip
     return {"where": where(), "rows": rows}
+
+
+def measure_refit(path: Path) -> dict[str, Any]:
+    """The law of Chinchilla's runs less the five with the highest loss, as Epoch AI left them out."""
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    runs = []
+    for row in rows:
+        size, flops = float(row["Model Size"]), float(row["Training FLOP"])
+        runs.append(Point(size, flops / (6 * size), flops, float(row["loss"])))
+    fit = fit_law(sorted(runs, key=lambda run: run.loss)[:-5])
+    return {"where": where(), "runs": len(runs) - 5, "law": fit.law.to_dict(), "epoch_ai": EPOCH.to_dict(),
+            "intervals": {name: asdict(interval) for name, interval in fit.intervals.items()}}  # fmt: skip
 
 
 def pretrain_once(rung: ladders.Rung, shards: Path, seed: int = 1) -> dict[str, float]:
@@ -139,15 +156,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--shards", type=Path, default=ROOT / "data" / "shards", help="a product of tokenize")
+    parser.add_argument("--chinchilla", type=Path, help="svg_extracted_data.csv, for the part refit")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",")
     if unknown := sorted(set(wanted) - set(PARTS)):
         parser.error(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
-    if wanted != ["planted"] and not (arguments.shards / "manifest.json").is_file():
+    if "refit" in wanted and arguments.chinchilla is None:
+        print("refit is left out: it needs --chinchilla")
+        wanted.remove("refit")
+    if {"machine", "ladder"} & set(wanted) and not (arguments.shards / "manifest.json").is_file():
         parser.error(f"--shards {arguments.shards}: no shards there; `groundup run tokenize` makes them")
     parts = {
         "planted": measure_planted,
+        "refit": lambda: measure_refit(arguments.chinchilla),
         "machine": lambda: measure_machine(arguments.shards),
         "ladder": lambda: measure_ladder(arguments.shards),
     }

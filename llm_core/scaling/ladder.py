@@ -212,17 +212,20 @@ def within(
     return ladder
 
 
-def learn(ladder: Ladder, losses: Mapping[str, float], *, name: str = "own ladder", source: str = "") -> Study:
+def learn(
+    ladder: Ladder, losses: Mapping[str, float], *, name: str = "own ladder", source: str = "", bootstrap: int = 200
+) -> Study:
     """Fit the law on the rungs, foretell the held-out run, then fit again on all of them.
 
-    `losses`: held-out loss in nats per token of each run by its name. Raises `BadInput` if one is missing.
+    `losses`: held-out loss in nats per token of each run by its name; `bootstrap`: resamples for the intervals. Raises
+    `BadInput` if one is missing.
     """
     missing = [rung.name for rung in (*ladder.rungs, ladder.held_out) if rung.name not in losses]
     if missing:
         raise BadInput(f"scaling: the loss of run {missing[0]} is missing")
     points = [point_of(rung, losses[rung.name]) for rung in ladder.rungs]
     held_out = point_of(ladder.held_out, losses[ladder.held_out.name])
-    fit = fit_law(points, name=name, source=source)
+    fit = fit_law(points, name=name, source=source, bootstrap=bootstrap)
     law = fit_law([*points, held_out], name=name, source=source, bootstrap=0).law
     predicted = fit.law.loss(held_out.parameters, held_out.tokens)
     return Study(ladder, dict(losses), fit, law, tuple(valleys(points)), predicted)
