@@ -29,7 +29,7 @@ _REMOVED, _SPACES = re.compile(f"[{_HIDDEN}]"), re.compile(f"[{_ODD_SPACES}]")
 _LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029]")
 _PLAIN_BYTES = bytes((9, 10, *range(32, 127)))
 _ODD = re.compile(f"[\r\u0085\u2028\u2029{_HIDDEN}{_ODD_SPACES}]")
-_TRAILING = re.compile(r"[ \t]+(?=\n)")
+_TRAILING = re.compile(r"(?<![ \t])[ \t]++(?=\n)")  # from a run's first space alone: long runs take no square of time
 _BLANK_LINES = re.compile(r"\n{3,}")
 _RUNS = re.compile(r"([!-/:-@\[-`{-~…–—•·¡¿。！？、])\1{3,}")
 _SPACE_RUNS = re.compile(" {2,}")

@@ -11,11 +11,14 @@ past that may still hang or crash a parser written in C, so bulk work goes throu
 from __future__ import annotations
 
 import codecs
+import logging
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from bs4 import BeautifulSoup
@@ -251,17 +254,21 @@ def by_engine(html: str, engine: str) -> str:
         raise Unreadable("extraction_failed") from error
 
 
-def _trafilatura(html: str) -> str | None:
+@lru_cache(1)
+def _imported_trafilatura() -> Any:
     import trafilatura  # half a second, which workers without HTML need not spend
 
-    found: str | None = trafilatura.extract(html, fast=True, include_comments=False)
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # else a line in the log for each odd page
+    return trafilatura
+
+
+def _trafilatura(html: str) -> str | None:
+    found: str | None = _imported_trafilatura().extract(html, fast=True, include_comments=False)
     return found
 
 
 def _trafilatura_precise(html: str) -> str | None:
-    import trafilatura
-
-    found: str | None = trafilatura.extract(html, favor_precision=True, include_comments=False)
+    found: str | None = _imported_trafilatura().extract(html, favor_precision=True, include_comments=False)
     return found
 
 

@@ -8,6 +8,7 @@ numbering plans of `phonenumbers`. The placeholders match none of the patterns: 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -50,6 +51,10 @@ _CARDS = re.compile(
 """First digits and lengths by issuer: Visa, Mastercard (both ranges), American Express, Diners, Discover, JCB,
 UnionPay."""
 _PHONE = re.compile(r"(?<![\w+.,@#=/-])(?:\+|00|\(?0?[1-9])(?:[ ()./-]{0,3}\d){6,14}(?![\w@-]|[.,]\d)")
+_FIRST_GROUP = re.compile(r"\D*\d+")
+_DATE = re.compile(r"(?:1[5-9]|20)\d\d([-/. ])[01]?\d\1[0-3]?\d(?!\d)|[0-3]?\d([-/.])[0-3]?\d\2(?:1[5-9]|20)\d\d(?!\d)")
+MOST_MISSES = 500
+"""Candidates in a row that are no telephone numbers before the search in a text ends: it is a log, or a table."""
 IPV4_DIGITS = 7
 """Fewest digits of an IPv4 address: of those with fewer, nearly all are numbers of sections and versions."""
 VERSION_BEFORE = 12
@@ -80,25 +85,18 @@ def mask(text: str, options: MaskOptions) -> tuple[str, dict[str, int]]:
         found += [(*span, "email") for span in _emails(text)]
     if options.ip and "::" in text:
         found += [(*span, "ip") for window in _double_colons(text) for span in _ipv6(text, *window)]
-    for window in _dense(text):
-        for kind, spans in _numbers(text, window, options):
-            found += [(*span, kind) for span in spans]
-    if not found:
-        return text, {}
-    return _replaced(text, found)
-
-
-def _numbers(text: str, window: Span, options: MaskOptions) -> Iterator[tuple[str, Iterator[Span]]]:
-    """Kinds whose check digits or form leave little doubt come before telephone numbers."""
-    if options.iban:
-        yield "iban", _ibans(text, *window)
-    if options.card:
-        yield "card", _cards(text, *window)
-    if options.ip:
-        yield "ip", _ipv4(text, *window)
-        yield "ip", _ipv6(text, *window)
-    if options.phone:
-        yield "phone", _phones(text, *window, options.phone_regions)
+    windows = _dense(text)
+    for window in windows:
+        if options.iban:
+            found += [(*span, "iban") for span in _ibans(text, *window)]
+        if options.card:
+            found += [(*span, "card") for span in _cards(text, *window)]
+        if options.ip:
+            found += [(*span, "ip") for find in (_ipv4, _ipv6) for span in find(text, *window)]
+    if options.phone and windows:
+        taken = sorted((start, end) for start, end, _ in found)
+        found += [(*span, "phone") for span in _phones(text, windows, taken, options.phone_regions)]
+    return _replaced(text, found) if found else (text, {})
 
 
 def _dense(text: str) -> list[Span]:
@@ -198,27 +196,43 @@ def _luhn(digits: str) -> bool:
     return (sum(doubled) + sum(int(digit) for digit in digits[-1::-2])) % 10 == 0
 
 
-def _phones(text: str, start: int, end: int, regions: tuple[str, ...]) -> Iterator[Span]:
-    for found in _PHONE.finditer(text, start, end):
-        if found[0].startswith("+") or sum(map(str.isdigit, found[0])) >= 8:
-            for first, last in _in_plan(found[0], regions):
-                yield found.start() + first, found.start() + last
+def _phones(text: str, windows: list[Span], taken: list[Span], regions: tuple[str, ...]) -> Iterator[Span]:
+    """Telephone numbers outside of what is taken. A text that is a table of other numbers is given up on."""
+    misses = 0
+    for start, end in windows:
+        place = start
+        while misses < MOST_MISSES and (found := _PHONE.search(text, place, end)):
+            first = found.start()
+            before = bisect_right(taken, (first, len(text))) - 1
+            if before >= 0 and taken[before][1] > first:
+                place = taken[before][1]
+                continue
+            if date := _DATE.match(text, first):
+                place = date.end()
+                continue
+            number = found[0]
+            enough = number.startswith("+") or sum(map(str.isdigit, number)) >= 8
+            length = _in_plan(number, regions) if enough else 0
+            if length:
+                yield first, first + length
+                place, misses = first + length, 0
+            else:
+                place, misses = _FIRST_GROUP.match(text, first).end(), misses + 1  # type: ignore[union-attr]
 
 
-def _in_plan(candidate: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    """Where the candidate is a valid number of a numbering plan; a national one written in groups, as its country does.
+def _in_plan(candidate: str, regions: tuple[str, ...]) -> int:
+    """Length of the valid number of a numbering plan that the candidate begins with; 0 if it does not.
 
-    Ten digits in a row may be anything, and what follows a decimal point is no telephone number.
+    A national number must be written in groups, as its country does: ten digits in a row may be anything.
     """
     international = candidate.startswith(("+", "00"))
     written = f"+{candidate[2:]}" if candidate.startswith("00") else candidate
-    shift = len(candidate) - len(written)
     leniency = Leniency.VALID if international else Leniency.STRICT_GROUPING
     for region in (None,) if international else regions:
         for match in PhoneNumberMatcher(written, region, leniency=leniency):
             if match.start == 0 and (international or not match.raw_string.isdigit()):
-                yield 0, match.end + shift
-                return
+                return int(match.end) + len(candidate) - len(written)
+    return 0
 
 
 def known_regions() -> frozenset[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -126,3 +128,16 @@ def test_a_function_that_cannot_be_started_is_an_error() -> None:
 
     with pytest.raises(RuntimeError, match="crashed"):
         parallel.isolated(Unknown(), ["x"], seconds=5, failed=failed)
+
+
+def test_a_child_ends_when_its_parent_is_killed() -> None:
+    code = (
+        "import time; from llm_core.parallel import isolated; pid = '__import__(\"os\").getpid()';"
+        "print(isolated(eval, [pid], seconds=60, failed=divmod)[0], flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    child.wait(60)
+    assert not child.is_running()

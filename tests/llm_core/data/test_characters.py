@@ -72,3 +72,9 @@ def test_text_that_spells_special_tokens_is_parted() -> None:
     assert parted == "say <| endoftext|> or <| im_start|>user, a <| b |> c, x<|y, <||>"
     assert count == 2
     assert part_special_tokens(parted) == (parted, 0)
+
+
+def test_long_runs_take_no_square_of_time() -> None:
+    """A million of each: with a square of the time none of these would end today."""
+    for run in (" ", "\t", "\n", "!", "\u200b", "e\u0301", "Ã©", " \n", "\xa0", "\r"):
+        assert len(repair(f"a \n{run * 1_000_000}b")) < 4_000_000

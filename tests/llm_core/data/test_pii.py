@@ -99,6 +99,12 @@ def test_check_digits_decide() -> None:
     assert 5 <= sum(masked(account) != account for account in accounts) <= 45
 
 
+def test_a_number_after_a_date_or_after_others_is_found() -> None:
+    assert masked("2021-03-04 202-456-1111 x 12 34 (202) 456-1111") == "2021-03-04 [PHONE] x 12 34 [PHONE]"
+    table = "12 34 56 78 90\n" * 20_000
+    assert mask(f"202-456-1111 {table}", ALL) == (f"[PHONE] {table}", {"phone": 1})
+
+
 @given(st.text(alphabet="0123456789 .-+()@:abcDE/,#x\n", max_size=120))
 @settings(max_examples=300, deadline=None)
 def test_masking_is_idempotent(text: str) -> None:
