@@ -129,9 +129,7 @@ class CrawlSpider(Spider):  # type: ignore[misc]
             self._store(url, response, values, ", ".join(sorted(directives)) or None)
         else:
             self.frontier.finish(url, refused, {**values, "robots": ", ".join(sorted(directives))})
-        if response.meta["depth"] < self.job.depth and not (
-            "nofollow" in directives and "nofollow" in self.job.respect
-        ):
+        if "nofollow" not in directives or "nofollow" not in self.job.respect:
             self.frontier.add([link for link in found if self.admits(link)], response.meta["depth"] + 1)
 
     def _store(self, url: str, response: Response, values: dict[str, Any], robots: str | None) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_core.data.web.outcomes import NOT_ASKED, REDIRECT, STORED, TEMPORARY
+from llm_core.data.web.outcomes import DEPTH, NOT_ASKED, REDIRECT, STORED, TEMPORARY
 from llm_core.data.web.urls import host_of
 
 WAITING, IN_FLIGHT, DONE = 0, 1, 2
@@ -30,6 +30,12 @@ CREATE TABLE IF NOT EXISTS pages (
 CREATE INDEX IF NOT EXISTS waiting ON pages (host, state);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
+# A URL that was too deep where it was found first waits as soon as a shorter way to it is found.
+_ADD = (
+    "INSERT INTO pages (url, host, depth, kind, hops, state, outcome) VALUES (?, ?, ?, ?, ?, ?, ?) "
+    f"ON CONFLICT (url) DO UPDATE SET state=0, outcome=NULL, depth=excluded.depth "
+    f"WHERE outcome='{DEPTH}' AND state=2 AND excluded.state=0"
+)
 _ADDED = {
     "kind": "INTEGER NOT NULL DEFAULT 0",  # a page or a sitemap
     "hops": "INTEGER NOT NULL DEFAULT 0",  # redirects (sitemaps: indexes) that led here
@@ -59,13 +65,14 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Limits of one crawl: pages stored in all and per host, requests in all, and under way per host and in all."""
+    """Limits of one crawl: pages stored in all and per host, requests in all, under way per host and in all, depth."""
 
     max_pages: int
     max_pages_per_host: int | None = None
     max_requests: int | None = None
     per_host: int = 1
     in_all: int = 16
+    depth: int = 20
 
 
 class Frontier:
@@ -80,6 +87,7 @@ class Frontier:
         self._db.execute(
             f"UPDATE pages SET state=0, tries=0, waits=0 WHERE outcome IN ({marks}) AND state=2", TEMPORARY
         )
+        self._db.execute("UPDATE pages SET state=0 WHERE outcome=? AND depth<=?", (DEPTH, budgets.depth))
         self.budgets = budgets
         self._blocked: dict[str, float] = {}
         self._postponed: set[str] = set()
@@ -104,7 +112,7 @@ class Frontier:
     def begin_refresh(self) -> None:
         """Let every page wait for a conditional request, unless a refresh that was cut off is still under way."""
         if not self.fact("refreshing"):
-            self._db.execute("UPDATE pages SET state=0, tries=0, waits=0 WHERE state=2")
+            self._db.execute("UPDATE pages SET state=0, tries=0, waits=0 WHERE state=2 AND outcome<>?", (DEPTH,))
             self.set_fact("refreshing", 1)
             self.set_fact("refreshes", self.fact("refreshes") + 1)
             self.commit()
@@ -120,15 +128,14 @@ class Frontier:
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def add(self, urls: Iterable[str], depth: int, *, kind: int = PAGE, hops: int = 0) -> int:
-        """Let canonical URLs wait; returns how many were not known before."""
+        """Let canonical URLs wait; returns how many did not before. Those that are too deep are only remembered."""
         new = 0
+        deep = depth > self.budgets.depth
+        values = (depth, kind, hops, DONE if deep else WAITING, DEPTH if deep else None)
         for url in urls:
             host = host_of(url)
-            added = self._db.execute(
-                "INSERT OR IGNORE INTO pages (url, host, depth, kind, hops) VALUES (?, ?, ?, ?, ?)",
-                (url, host, depth, kind, hops),
-            ).rowcount
-            if added > 0:
+            changed = self._db.execute(_ADD, (url, host, *values)).rowcount
+            if changed > 0 and not deep:
                 new += 1
                 self.waiting[host] += 1
                 self._open(host)

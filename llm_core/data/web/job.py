@@ -56,6 +56,7 @@ class CrawlJob:
             max_requests=self.max_requests or 3 * self.max_pages + 1_000,
             per_host=self.concurrency,
             in_all=max(self.total_concurrency, self.concurrency),
+            depth=self.depth,
         )
 
     def starts(self) -> tuple[str, ...]:

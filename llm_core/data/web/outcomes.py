@@ -12,9 +12,9 @@ UNRESOLVABLE, REFUSED, TIMEOUT, LOST = "unresolvable", "refused", "timeout", "co
 REDIRECT, REDIRECT_LOOP, REDIRECT_OUT, REDIRECTS = "redirect", "redirect_loop", "redirect_offsite", "too_many_redirects"
 TYPE, TOO_LARGE, TRUNCATED, HEADERS = "type", "too_large", "truncated", "header_too_large"
 BAD_ENCODING, ATTRIBUTES, SITEMAP, BAD_SITEMAP = "bad_encoding", "too_many_attributes", "sitemap", "sitemap_failed"
-BUDGET, POSTPONED, WAITING = "budget", "postponed", "waiting"
+BUDGET, POSTPONED, DEPTH = "budget", "postponed", "depth"
 
-NOT_ASKED = (DENIED, ROBOTS, UNREACHABLE_ROBOTS, CRAWL_DELAY, PRIVATE, UNRESOLVABLE)
+NOT_ASKED = (DENIED, DEPTH, ROBOTS, UNREACHABLE_ROBOTS, CRAWL_DELAY, PRIVATE, UNRESOLVABLE)
 """Outcomes of URLs that no request was sent for: they cost no budget."""
 TEMPORARY = (UNREACHABLE_ROBOTS, UNRESOLVABLE, REFUSED, TIMEOUT, LOST, "status 429", "status 503")
 """Outcomes that say nothing about the page: the next run asks again, and a copy in the store stays valid."""

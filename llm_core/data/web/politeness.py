@@ -190,7 +190,7 @@ class PatienceMiddleware(_OfCrawler):
         wanted = retry_after(_header(response, "Retry-After"), datetime.now(UTC))
         if wanted is None:
             wanted = min(longest, max(1.0, self.spider.job.delay) * 2 ** (self._in_a_row[host] - 1))
-        if wanted > longest or self._in_a_row[host] > PATIENCE:
+        if wanted > longest or self._in_a_row[host] >= PATIENCE:
             frontier.postpone(host)
         else:
             frontier.block(host, wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -33,11 +34,14 @@ def test_what_is_fetched_and_what_is_not(site: Any, job: CrawlJob, crawls: Any, 
     rows = crawls.examples(replace(job, depth=2))
     table = {row["url"].removeprefix(site.url): row for row in crawls.table(job, tmp_path / "out")}
     assert sorted(table) == ["/", "/a", "/b", "/deep/1", "/deep/2", "/target"]
-    assert {name: row["count"] for name, row in rows.items()} == {"stored": 6, "robots": 1, "type": 1, "redirect": 1}
+    counts = {name: row["count"] for name, row in rows.items()}
+    assert counts == {"stored": 6, "robots": 1, "type": 1, "redirect": 1, "depth": 1}
     assert rows["robots"]["detail"] == "line 2: Disallow: /closed/"
     assert site.asked["/closed/x"] == 0
     assert max(site.asked.values()) == 1
     assert site.agents == {"groundup/0.1 (+test@example.org)"}
+    assert crawls.go(replace(job, depth=3)) == {"stored": 7, "robots": 1, "type": 1, "redirect": 1}, "deeper goes on"
+    assert max(site.asked.values()) <= 2, "the second crawl read robots.txt again, and nothing else"
     page = table["/b"]
     assert (page["type"], page["status"], page["source"]) == ("text/html", 200, "site")
     assert (page["bytes"], page["licence"], page["robots"]) == (400, "CC0-1.0", None)
@@ -78,12 +82,12 @@ def test_a_crawl_delay_beyond_the_limit_leaves_the_host_alone(site: Any, job: Cr
     assert site.asked["/"] == 0
 
 
-def put_off(site: Any, path: str, status: int, wait: str | None, times: int = 1) -> None:
+def put_off(site: Any, path: str, status: int, wait: str | Callable[[], str], times: int = 1) -> None:
     """Answer a path with a refusal a number of times, then with a page."""
 
     def script(handler: Any) -> None:
         if site.asked[path] <= times:
-            handler.answer(status, {"Retry-After": wait} if wait else {}, b"later")
+            handler.answer(status, {"Retry-After": wait if isinstance(wait, str) else wait()}, b"later")
         else:
             handler.answer(200, {}, b"<p>now</p>")
 
@@ -112,7 +116,7 @@ def test_retry_after_holds_its_host_and_nobody_else(
 
 
 def test_retry_after_as_a_date(site: Any, job: CrawlJob, crawls: Any) -> None:
-    put_off(site, "/", 429, format_datetime(datetime.now(UTC) + timedelta(seconds=4), usegmt=True))
+    put_off(site, "/", 429, lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True))
     assert crawls.go(job) == {"stored": 1}
     first, second = site.times["/"]
     assert second - first > 0.5

@@ -152,6 +152,21 @@ def test_frontier_hands_out_hosts_in_turn_within_budgets(tmp_path: Path) -> None
     reopened.close()
 
 
+def test_a_url_that_was_too_deep_waits_once_a_shorter_way_is_found(tmp_path: Path) -> None:
+    frontier = Frontier(tmp_path / "f.sqlite", Budgets(max_pages=5, depth=2))
+    assert frontier.add(["http://a.org/deep", "http://a.org/deeper"], 3) == 0
+    assert frontier.take() is None
+    assert frontier.add(["http://a.org/deep"], 2) == 1
+    assert frontier.add(["http://a.org/deep"], 1) == 0
+    entry = frontier.take()
+    assert entry is not None
+    assert (entry.url, entry.depth) == ("http://a.org/deep", 2)
+    frontier.close()
+    deeper = Frontier(tmp_path / "f.sqlite", Budgets(max_pages=5, depth=3))
+    assert deeper.waiting.total() == 2
+    deeper.close()
+
+
 def test_a_blocked_host_waits_and_a_postponed_one_is_left(tmp_path: Path) -> None:
     frontier = Frontier(tmp_path / "f.sqlite", Budgets(max_pages=50))
     frontier.add(["http://a.org/0", "http://b.org/0", "http://c.org/0"], 0)
