@@ -51,6 +51,7 @@ _CARDS = re.compile(
 """First digits and lengths by issuer: Visa, Mastercard (both ranges), American Express, Diners, Discover, JCB,
 UnionPay."""
 _PHONE = re.compile(r"(?<![\w+.,@#=/-])(?:\+|00|\(?0?[1-9])(?:[ ()./-]{0,3}\d){6,14}(?![\w@-]|[.,]\d)")
+_NUMBER_BEFORE = re.compile(r"\d[ \t]+\Z")
 _FIRST_GROUP = re.compile(r"\D*\d+")
 _DATE = re.compile(r"(?:1[5-9]|20)\d\d([-/. ])[01]?\d\1[0-3]?\d(?!\d)|[0-3]?\d([-/.])[0-3]?\d\2(?:1[5-9]|20)\d\d(?!\d)")
 MOST_MISSES = 500
@@ -198,26 +199,29 @@ def _luhn(digits: str) -> bool:
 
 def _phones(text: str, windows: list[Span], taken: list[Span], regions: tuple[str, ...]) -> Iterator[Span]:
     """Telephone numbers outside of what is taken. A text that is a table of other numbers is given up on."""
-    misses = 0
+    misses = known = 0  # known: the end of the last date or telephone number
     for start, end in windows:
         place = start
         while misses < MOST_MISSES and (found := _PHONE.search(text, place, end)):
-            first = found.start()
+            first, number = found.start(), found[0]
             before = bisect_right(taken, (first, len(text))) - 1
             if before >= 0 and taken[before][1] > first:
                 place = taken[before][1]
-                continue
-            if date := _DATE.match(text, first):
-                place = date.end()
-                continue
-            number = found[0]
-            enough = number.startswith("+") or sum(map(str.isdigit, number)) >= 8
-            length = _in_plan(number, regions) if enough else 0
-            if length:
+            elif date := _DATE.match(text, first):
+                place = known = date.end()
+            elif length := _in_plan(number, regions) if _stands_alone(text, first, known) else 0:
                 yield first, first + length
-                place, misses = first + length, 0
+                place = known = first + length
+                misses = 0
             else:
-                place, misses = _FIRST_GROUP.match(text, first).end(), misses + 1  # type: ignore[union-attr]
+                place = _FIRST_GROUP.match(text, first).end()  # type: ignore[union-attr]
+                misses += 1
+
+
+def _stands_alone(text: str, first: int, known: int) -> bool:
+    """Whether the number that begins here is not one of a row of numbers, such as 377 610 987 1597."""
+    after_number = _NUMBER_BEFORE.search(text, max(0, first - 8), first) is not None
+    return not after_number or text[first] in "+(" or not text[known:first].strip()
 
 
 def _in_plan(candidate: str, regions: tuple[str, ...]) -> int:
@@ -225,6 +229,8 @@ def _in_plan(candidate: str, regions: tuple[str, ...]) -> int:
 
     A national number must be written in groups, as its country does: ten digits in a row may be anything.
     """
+    if not candidate.startswith("+") and sum(map(str.isdigit, candidate)) < 8:
+        return 0
     international = candidate.startswith(("+", "00"))
     written = f"+{candidate[2:]}" if candidate.startswith("00") else candidate
     leniency = Leniency.VALID if international else Leniency.STRICT_GROUPING
