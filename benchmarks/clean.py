@@ -1,4 +1,4 @@
-"""What cleaning costs: `python -m benchmarks.clean [--only filters,duplicates,stage] [--peers DIR] [--sizes MB,MB]`.
+"""What cleaning costs: `python -m benchmarks.clean [--only filters,duplicates,stage,index] [--peers DIR] [--sizes MB]`.
 
 filters     Gopher repetition + Gopher quality + C4 + FineWeb on 200 real documents, datatrove (with its own spaCy word
             split) beside us, alternating, three rounds, CPU seconds
@@ -7,6 +7,9 @@ duplicates  MinHash signatures of 7,109 documents of 480 words, 2,370 of them pl
             datatrove's signatures
 stage       the whole stage from raw text documents with its default filters and near duplicates: text per CPU second of
             all processes, and the largest process, by size of the input in MB
+
+index       what the main process does between reading and writing, for 500,000 documents (5 GB at 10 kB each), a
+            fifth of them copies: index, order, duplicates, near duplicates from their signatures, without the texts
 
 Figures go to benchmarks/results/clean.json, each part with where it was measured.
 """
@@ -40,7 +43,7 @@ from llm_core.data.filters import FilterOptions, judge
 from llm_core.data.neardup import clusters, pairs
 
 DATA = ROOT.parent / "shared" / "data"
-PARTS = ("filters", "duplicates", "stage")
+PARTS = ("filters", "duplicates", "stage", "index")
 ROUNDS = 3
 
 
@@ -269,6 +272,57 @@ def stage(sizes: list[int], workers: int) -> list[dict[str, Any]]:
     return rows
 
 
+def index(count: int = 500_000) -> dict[str, Any]:
+    """The parent's own work in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.clean", "--index-once", str(count)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def one_index(count: int) -> dict[str, Any]:
+    """Random signatures, every fifth near that of an earlier document, through the stage's own functions."""
+    from llm_core.data.dedup import Duplicates, Index
+    from llm_core.data.spill import INDEX, Findings
+
+    random_numbers = np.random.default_rng(0)
+    pool = random_numbers.integers(0, 2**16, (1_000, minhash.FUNCTIONS), dtype=np.uint16)
+    with tempfile.TemporaryDirectory() as name:
+        found = Findings(Path(name))
+        before = psutil.Process().memory_info().rss
+        began = time.process_time()
+        for start in range(0, count, 1_000):
+            signatures = random_numbers.integers(0, 2**16, (1_000, minhash.FUNCTIONS), dtype=np.uint16)
+            signatures[:200] = np.where(random_numbers.random((200, 1)) < 0.5, pool[start // 1_000 % 1_000], pool[:200])
+            signatures[:200, :9] += np.arange(200, dtype=np.uint16)[:, None]
+            halves = random_numbers.integers(0, 2**63, (4, 1_000))
+            columns: dict[str, Any] = {column: [0] * 1_000 for column in INDEX.names}
+            columns |= {"url": [f"https://a-host.example/path/of-a-page/{number:016x}.html" for number in halves[0]]}
+            columns |= dict(zip(("tie_high", "tie_low", "id_high", "id_low"), halves.tolist(), strict=True))
+            columns |= {"reason": [None] * 1_000, "size": random_numbers.integers(1, 20_000, 1_000).tolist()}
+            columns["signature"] = [row.tobytes() for row in signatures]
+            found.add(pa.RecordBatch.from_pydict(columns, schema=INDEX))
+        filled = time.process_time()
+        table, rows = found.ordered()
+        copies = Duplicates(Index.of(table, rows))
+        left = copies.by_identity(copies.by_address(np.arange(count)))
+        left = copies.by_likeness(left, found.signatures, 0.7)
+        copies.leaders()
+        seconds = time.process_time() - filled
+        on_disk = found.signatures.stat().st_size
+    import resource
+
+    return {
+        "documents": count,
+        "left": len(left),
+        "signature_bytes_per_document": on_disk / count,
+        "index_cpu_s": round(filled - began, 1),
+        "decide_cpu_s": round(seconds, 1),
+        "rss_before_mb": round(before / 1e6),
+        "largest_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
+    }
+
+
 def main() -> None:
     """Measure the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -277,14 +331,19 @@ def main() -> None:
     parser.add_argument("--sizes", default="100,1000")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--stage-once", type=Path)
+    parser.add_argument("--index-once", type=int)
     given = parser.parse_args()
     if given.stage_once:
         print(json.dumps(one_stage(given.stage_once / "raw", given.stage_once, given.workers)))
+        return
+    if given.index_once:
+        print(json.dumps(one_index(given.index_once)))
         return
     python = given.peers / "bin" / "python"
     measure: dict[str, Callable[[], Any]] = {
         "filters": lambda: filters(python),
         "duplicates": lambda: duplicates(python),
+        "index": index,
         "stage": lambda: stage([int(size) for size in given.sizes.split(",")], given.workers),
     }
     for name in given.only.split(","):

@@ -33,6 +33,8 @@ class HeldOut:
     """Evaluation sets, and what counts as a piece of one; each process makes the index once."""
 
     files: tuple[Path, ...] = ()
+    versions: tuple[tuple[int, int], ...] = ()
+    """Of each file what changes with it, so that no process keeps an old index."""
     n: int = decontaminate.N
     shortest: int = decontaminate.SHORTEST
     fields: tuple[tuple[str, tuple[str, ...]], ...] = ()

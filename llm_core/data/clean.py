@@ -136,8 +136,10 @@ def _tasks(
 
 def _held_out(config: CleanConfig, folder: Path) -> HeldOut:
     settings = config.decontamination
+    files = tuple(evaluation_files(folder))
     sets = HeldOut(
-        files=tuple(evaluation_files(folder)),
+        files=files,
+        versions=tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files),
         n=settings.n,
         shortest=settings.shortest,
         fields=tuple(sorted(settings.fields.items())),

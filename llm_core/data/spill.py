@@ -117,9 +117,10 @@ class Findings:
         self._batches.append(batch.drop_columns(["signature"]))
 
     def ordered(self) -> tuple[pa.Table, NDArray[np.int64]]:
-        """(the index by kind, source, URL and content, the row of each record's signature or -1)."""
+        """(the index by kind, source, URL and content, the row of each record's signature or -1); asked for once."""
         schema = pa.schema([field for field in INDEX if field.name != "signature"])
         table = pa.Table.from_batches(self._batches, schema)
+        self._batches.clear()
         keys = [(name, "ascending") for name in ("kind", "source", "url", "tie_high", "tie_low")]
         order = pc.sort_indices(table, sort_keys=keys)
         rows = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int64)

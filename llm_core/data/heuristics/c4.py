@@ -14,7 +14,7 @@ from functools import lru_cache
 from heapq import nlargest
 from pathlib import Path
 
-from llm_core.data.heuristics.lists import entries
+from llm_core.data.heuristics.lists import Version, entries, version
 from llm_core.data.heuristics.words import TERMINAL
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
@@ -136,7 +136,7 @@ def bad_words(text: str, files: tuple[Path, ...]) -> str | None:
         return None
     lower = text.lower()
     runs = set(_RUN.findall(lower))
-    found = any(_BadWords.of(path).in_text(lower, runs) for path in files)
+    found = any(_BadWords.of(path, version(path)).in_text(lower, runs) for path in files)
     return "c4_bad_words" if found else None
 
 
@@ -155,7 +155,7 @@ class _BadWords:
 
     @staticmethod
     @lru_cache(64)
-    def of(path: Path) -> _BadWords:
+    def of(path: Path, _: Version) -> _BadWords:
         return _BadWords(entries(path))
 
     def in_text(self, lower: str, runs: set[str]) -> bool:

@@ -7,6 +7,17 @@ from pathlib import Path
 
 from llm_core.contract import BadInput
 
+Version = tuple[int, int]
+
+
+def version(path: Path) -> Version:
+    """What changes when the file does: time of change in ns, bytes. Raises `BadInput` naming an absent file."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise BadInput(f"{path}: this list cannot be read ({error.__class__.__name__})") from error
+    return about.st_mtime_ns, about.st_size
+
 
 def entries(path: Path) -> tuple[str, ...]:
     """The entries of a list, sorted, each once. Raises `BadInput` naming the file that cannot be read."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tldextract import TLDExtract
 
-from llm_core.data.heuristics.lists import entries
+from llm_core.data.heuristics.lists import Version, entries, version
 
 _OTHER = re.compile(r"[^a-zA-Z0-9]+")
 
@@ -34,7 +34,7 @@ def listed_url(url: str | None, lists: UrlLists) -> str | None:
     """Why a URL is not wanted, None if it is, or if there is none."""
     if not url or not (files := _files(lists)):
         return None
-    return _Lists.of(lists).reason(url) if files else None
+    return _Lists.of(lists, tuple(map(version, files))).reason(url)
 
 
 def _files(lists: UrlLists) -> tuple[Path, ...]:
@@ -61,7 +61,7 @@ class _Lists:
 
     @staticmethod
     @lru_cache(64)
-    def of(lists: UrlLists) -> _Lists:
+    def of(lists: UrlLists, _: tuple[Version, ...]) -> _Lists:
         return _Lists(lists)
 
     def reason(self, url: str) -> str | None:

@@ -218,6 +218,8 @@ def test_bad_words(tmp_path: Path) -> None:
     for text in ("darned", "very badly", "very  bad", "", "# comment", "xdarn_"):
         assert bad_words(text, lists) is None, text
     assert judge(PROSE + " Darn.", FilterOptions(bad_words=lists))[0] == "c4_bad_words"
+    (tmp_path / "en.txt").write_text("a word that was not there before\n")
+    assert bad_words("Oh DARN!", lists) is None, "a list that changed is read again"
     with pytest.raises(BadInput, match=r"absent\.txt: this list cannot be read"):
         bad_words("text", (tmp_path / "absent.txt",))
 
