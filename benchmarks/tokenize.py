@@ -2,9 +2,9 @@
 
 train   BPE training on a list of texts: `llm_core.data.bpe.train` against a `tokenizers` trainer fed with the same list
 encode  documents to ids: the stage's worker, which reads Parquet, encodes, counts and packs, against bare tiktoken over
-        a list of texts in memory, in its faster form (`encode_to_numpy`) and its plain one; and the whole stage with
-        one and with two worker processes
-check   how fast `Shards.open` goes through shards, SHA-256 and all
+        a list of texts in memory, in its faster form (`encode_to_numpy`) and its plain one
+workers the whole stage with one and with two worker processes, by the clock: only a machine with two idle cores tells
+check   how fast `Shards.open` goes through shards, beside SHA-256 alone
 memory  high-water mark of the parent and of each worker, for every size of `--sizes`
 
 The text is what lies in shared/data (31 MB: Wikipedia, plays, manuals, problems, dialogues), repeated to the size asked
@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,16 +40,17 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from benchmarks.measuring import ROOT, save, where
+from llm_core import artifacts
 from llm_core.artifacts import new_product
 from llm_core.data import bpe
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.document import identity, split_of
 from llm_core.data.encoding import Plan, encode_documents
 from llm_core.data.reading import slices
-from llm_core.data.shards import Shards
+from llm_core.data.shards import SPLITS, Shards, ShardWriter, describe
 
 SHARED = ROOT.parent / "shared" / "data"
-PARTS = ("train", "encode", "check", "memory")
+PARTS = ("train", "encode", "workers", "check", "memory")
 VOCABULARY = 8_192
 ROW_GROUP = 1_000
 DIALOGUES = pa.schema(
@@ -155,7 +157,7 @@ def measure_train(rounds: int) -> dict[str, Any]:
 
 
 def measure_encode(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
-    """One core beside bare tiktoken, then the whole stage with one and two workers."""
+    """One core beside bare tiktoken."""
     corpus, tokenizer = folder / "corpus", _own_tokenizer(folder)
     size = make_corpus(corpus, megabytes * 1_000_000)
     texts = pq.read_table(corpus / "documents.parquet", columns=["text"]).column("text").to_pylist()
@@ -175,17 +177,26 @@ def measure_encode(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
     }
     found = taking_turns(calls, rounds)
     rates = {name: round(size / 1e6 / seconds, 2) for name, seconds in found["cpu_s"].items()}
-    texts.clear()
-    stages: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    return {"text_mb": round(size / 1e6, 1), **found, "mb_per_cpu_s": rates}
+
+
+def measure_workers(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
+    """The whole stage with a ready tokenizer: starting, reading, encoding, writing, SHA-256."""
+    corpus = folder / "corpus"
+    size = make_corpus(corpus, megabytes * 1_000_000)
+    _own_tokenizer(folder)
+    runs: dict[str, list[dict[str, Any]]] = {"1": [], "2": []}
     for _ in range(rounds):
-        for workers, runs in stages.items():
-            runs.append(run_stage(folder, corpus, {"workers": workers, **_folder_settings(folder)}))
-    walls = {workers: statistics.median(run["wall_s"] for run in runs) for workers, runs in stages.items()}
-    whole = {
-        "runs": {str(workers): runs for workers, runs in stages.items()},
-        "wall_of_1_over_wall_of_2": round(walls[1] / walls[2], 3),
+        for workers, found in runs.items():
+            found.append(run_stage(folder, corpus, {"workers": int(workers), **_folder_settings(folder)}))
+    walls = {workers: statistics.median(run["wall_s"] for run in found) for workers, found in runs.items()}
+    cpus = {workers: statistics.median(run["cpu_s"] for run in found) for workers, found in runs.items()}
+    return {
+        "text_mb": round(size / 1e6, 1),
+        "runs": runs,
+        "wall_of_1_over_wall_of_2": round(walls["1"] / walls["2"], 3),
+        "cpu_of_2_over_cpu_of_1": round(cpus["2"] / cpus["1"], 3),
     }
-    return {"text_mb": round(size / 1e6, 1), **found, "mb_per_cpu_s": rates, "whole_stage_by_workers": whole}
 
 
 def _own_tokenizer(folder: Path) -> Tokenizer:
@@ -268,19 +279,29 @@ class _Watch:
 
 
 def measure_check(folder: Path, megabytes: int) -> dict[str, Any]:
-    """Opening shards, checked and unchecked."""
-    make_corpus(folder / "corpus", megabytes * 1_000_000)
-    _own_tokenizer(folder)
-    run_stage(folder, folder / "corpus", {"workers": 2, **_folder_settings(folder)})
-    size = sum(path.stat().st_size for path in (folder / "shards").iterdir() if path.is_file())
-    checked = [cpu_of(lambda: Shards.open(folder / "shards")) for _ in range(5)]
-    unchecked = [cpu_of(lambda: Shards.open(folder / "shards", verify=False)) for _ in range(5)]
-    return {
-        "shards_mb": round(size / 1e6, 1),
-        "checked_cpu_s": round(statistics.median(checked), 4),
-        "unchecked_cpu_s": round(statistics.median(unchecked), 4),
-        "gb_per_cpu_s": round(size / 1e9 / statistics.median(checked), 3),
+    """Opening shards of random ids, checked and unchecked, beside SHA-256 alone over the same files."""
+    tokenizer, draw = _own_tokenizer(folder), np.random.default_rng(0)
+    counts = {"documents": 0, "tokens": 0, "bytes": 0, "sources": {}, "mixture": {}}
+    facts = {**describe(tokenizer), "splits": dict.fromkeys(SPLITS, counts)}
+    with new_product(folder / "shards", "shards", facts) as product:
+        tokenizer.save(product / "tokenizer")
+        for split in SPLITS:
+            writer = ShardWriter(product, split, facts["dtype"])
+            for _ in range(megabytes if split == "train" else 0):
+                ids = draw.integers(0, tokenizer.vocab_size, 500_000, dtype=np.uint16)
+                writer.extend(ids, np.full(1_000, 500))
+            writer.close()
+            ShardWriter(product, f"dialogues-{split}", facts["dtype"], extra=("mask", "kinds")).close()
+    files = sorted(path for path in (folder / "shards").rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    calls: dict[str, Callable[[], object]] = {
+        "sha256_alone": lambda: [artifacts.sha256(path) for path in files],
+        "checked": lambda: Shards.open(folder / "shards"),
+        "unchecked": lambda: Shards.open(folder / "shards", verify=False),
     }
+    found = taking_turns(calls, 5)
+    rates = {name: round(size / 1e9 / found["cpu_s"][name], 3) for name in ("sha256_alone", "checked")}
+    return {"shards_mb": round(size / 1e6, 1), **found, "gb_per_cpu_s": rates}
 
 
 def measure_memory(folder: Path, sizes: list[int]) -> dict[str, Any]:
@@ -297,7 +318,7 @@ def main() -> None:
     """Measure the parts asked for and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--megabytes", type=int, default=60, help="text to encode")
+    parser.add_argument("--megabytes", type=int, default=100, help="text to encode, and shards to check")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", default="100,1000", help="megabytes of text for memory")
     arguments = parser.parse_args()
@@ -308,6 +329,7 @@ def main() -> None:
         measures: dict[str, Callable[[], dict[str, Any]]] = {
             "train": lambda: measure_train(arguments.rounds),
             "encode": lambda: measure_encode(folder, arguments.megabytes, arguments.rounds),
+            "workers": lambda: measure_workers(folder, arguments.megabytes, arguments.rounds),
             "check": lambda: measure_check(folder, arguments.megabytes),
             "memory": lambda: measure_memory(folder, [int(size) for size in arguments.sizes.split(",")]),
         }
