@@ -29,6 +29,7 @@ from tasks.workspace import Workspace
 MADE_BEFORE = ("acquire", "clean", "tokenize")
 
 
+@task(name="design", cache_policy=NO_CACHE)  # type: ignore[untyped-decorator]
 def design(session: Session, shards: Path, minutes: float) -> parts.Ladder:
     """A ladder on the workspace's shards that trains in about `minutes` on this machine. Raises `BadInput`."""
     data, config = Shards.open(shards), _pretrain(session.space)
@@ -75,6 +76,7 @@ def _hand_over(space: Workspace) -> None:
             repo.checkout(targets=list(MADE_BEFORE))
 
 
+@task(name="learn", cache_policy=NO_CACHE)  # type: ignore[untyped-decorator]
 def learn(session: Session, ladder: parts.Ladder, losses: dict[str, float], shards: Path) -> parts.Study:
     """Fit the law and keep it in scaling/law.json, with the digest of the shards that it is of."""
     data = Shards.open(shards)
