@@ -323,7 +323,8 @@ def fit(
             batch = stack.enter_context(closing(Prefetched(batch, device, ranks.world)))
         arguments = (model, batch, objective, precision or Precision(), options.seed)
         passes = stack.enter_context(closing(_passes(arguments, options, ranks)))
-        stack.enter_context(training_form(passes.trained, recompute=options.recompute, compiled=options.compiled))
+        form = {"recompute": options.recompute, "compiled": options.compiled}
+        stack.enter_context(training_form(passes.trained, **form, by_block=isinstance(passes, Sharded)))
         made = optimizer if isinstance(optimizer, Optimizers) else optimizer(passes.trained)
         share_muon(made, ranks)
         run = _Run(model, passes, made, schedule, options, scratch, emit, evaluate, ranks)

@@ -88,24 +88,24 @@ class LoopOptions:
     def of(cls, settings: TrainingSettings, machine: Machine, **more: Any) -> LoopOptions:
         """The options that a stage's settings name on this machine, with `more` beside them."""
         on_gpu = machine.device.type == "cuda"
-        return cls(
-            lanes=machine.lanes,
-            spike_sigma=settings.spike_sigma,
-            keep_last=settings.keep_last,
-            recompute=settings.activation_checkpointing,
-            compiled=settings.compile == "on" or (settings.compile == "auto" and on_gpu),
-            look_every=LOOK_EVERY if on_gpu and machine.precision != "fp16" else 1,
-            settings=flat({k: v for k, v in settings.model_dump().items() if k not in OF_THE_MACHINE}),
-            out_of_memory=f"raise passes (now {settings.passes}), which cuts a step into smaller batches, or set "
-            "activation_checkpointing",
-            steps=settings.steps,
-            seed=settings.seed,
-            clip=settings.clip,
-            accumulate=settings.passes,
-            evaluate_every=settings.evaluate_every,
-            save_every_seconds=settings.save_every_seconds,
-            **more,
-        )
+        named: dict[str, Any] = {
+            "steps": settings.steps,
+            "seed": settings.seed,
+            "clip": settings.clip,
+            "accumulate": settings.passes,
+            "evaluate_every": settings.evaluate_every,
+            "save_every_seconds": settings.save_every_seconds,
+            "spike_sigma": settings.spike_sigma,
+            "keep_last": settings.keep_last,
+            "recompute": settings.activation_checkpointing,
+            "compiled": settings.compile == "on" or (settings.compile == "auto" and on_gpu),
+            "lanes": machine.lanes,
+            "look_every": LOOK_EVERY if on_gpu and machine.precision != "fp16" else 1,
+            "settings": flat({k: v for k, v in settings.model_dump().items() if k not in OF_THE_MACHINE}),
+            "out_of_memory": f"raise passes (now {settings.passes}), which cuts a step into smaller batches, "
+            "or set activation_checkpointing",
+        }
+        return cls(**named | more)
 
     def identity(self) -> dict[str, Any]:
         """What a resume point must agree with."""

@@ -85,6 +85,7 @@ def _train(
         config,
         machine,
         flops_per_token=model.config.flops_per_token(),
+        compiled=config.compile == "on",  # dialogues come in many lengths: each would be compiled anew
         keep_best_by=None if config.patience is None else "validation/loss",
         patience=config.patience,
     )

@@ -12,7 +12,9 @@ from llm_core.contract import BadInput, Metric, Progress
 from llm_core.model.config import ModelConfig
 from llm_core.model.transformer import Transformer
 from llm_core.train.batches import PageBatches, TokenBatch, Windows, next_token_loss, next_token_loss_on
+from llm_core.train.fused_loss import ROWS, fused_cross_entropy
 from llm_core.train.loop import LoopOptions, Loss, fit
+from llm_core.train.loss import cross_entropy
 from llm_core.train.machine import Machine, Precision
 from llm_core.train.optim import OptimizerOptions, make_optimizer
 from llm_core.train.peak import peak_flops
@@ -92,6 +94,21 @@ def test_compiled_blocks_train_as_plain_ones(tmp_path: Path) -> None:
     again, _ = trained(tmp_path / "c", "fp32", recompute=True, compiled=True)
     assert compiled == pytest.approx(plain, abs=2e-3)
     assert again == pytest.approx(plain, abs=2e-3)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 15.0])
+def test_the_fused_loss_equals_the_plain_one(softcap: float) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2 * ROWS, 64, device=GPU), torch.randn(1000, 64, device=GPU)
+    targets = torch.randint(0, 1000, (2 * ROWS,), device=GPU)
+    found = []
+    for entropy in (fused_cross_entropy, cross_entropy):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        total = entropy(h, w, targets, softcap=softcap)
+        total.backward()
+        found.append((total.detach(), h.grad, w.grad))
+    for ours, plain in zip(*found, strict=True):
+        assert float((ours - plain).norm() / plain.norm()) < 2e-3
 
 
 def test_attention_takes_the_flash_kernel_in_bf16() -> None:
