@@ -17,7 +17,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from fastwarc import ArchiveIterator, WarcRecord, WarcRecordType
+from fastwarc import ArchiveIterator, WarcRecordType
 
 GZIP = b"\x1f\x8b\x08"
 MAX_FAULTS = 100
@@ -25,9 +25,6 @@ MAX_FAULTS = 100
 _BLOCK = 1 << 16
 _LANGUAGES = b"languages-cld2:"
 _CODE = re.compile(r"[a-z]{2,3}")
-_RECORD_HEAD = (
-    b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: %d\r\n\r\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +38,19 @@ class Fault:
         return f"{self.problem} at byte {self.offset:,}"
 
 
+class _Again(OSError):
+    """A record was left in its middle: reading begins again at the next one."""
+
+
 class WarcPage:
     """A response with its decoded body. What its headers say is read when it is asked for: a look at one header costs
     a microsecond, and ten for every page would be a fifth of the reading.
 
     `end` is where its gzip member ends; None if the record has no whole member of its own or its body was encoded, so
-    that the file's bytes cannot be taken over as they are. `judged`: what `languages_of` found in the metadata record.
+    that the file's bytes cannot be taken over as they are. `metadata`: the record that follows, if it is of that type.
     """
 
-    __slots__ = ("_http", "_record", "body", "encoded", "end", "judged", "offset", "record_id", "status")
+    __slots__ = ("_http", "_record", "body", "encoded", "end", "metadata", "offset", "record_id", "status")
 
     def __init__(self, record: Any, http: Any, status: int, offset: int) -> None:
         self._record, self._http, self.status, self.offset = record.headers, http, status, offset
@@ -57,7 +58,7 @@ class WarcPage:
         self.body = b""
         self.encoded = False
         self.end: int | None = None
-        self.judged: tuple[str, ...] = ()
+        self.metadata = b""
 
     @property
     def url(self) -> str:
@@ -83,7 +84,7 @@ class WarcPage:
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the main language, ISO 639-1 and 639-3, by Common Crawl, else by the server; empty if by nobody."""
-        return self.judged or _codes(self.header("Content-Language"))
+        return languages_of(self.metadata) or _codes(self.header("Content-Language"))
 
     def header(self, name: str) -> str | None:
         """One of the server's headers."""
@@ -121,6 +122,9 @@ class Archive:
         self._at = 0
         with open(path, "rb") as file:
             head = file.read(4096)
+            self._size = file.seek(0, 2)
+            file.seek(max(0, self._size - 4))
+            self._tail = file.read()
         self._packed, self._head = head.startswith(GZIP), head_of(head)
 
     def pages(self) -> Iterator[WarcPage]:
@@ -131,56 +135,57 @@ class Archive:
             try:
                 yield from self._run(start)
                 return
+            except _Again:
+                start = self._next_record(self._at + 1)
+                if start is None and self._packed and member_end(self.path, self._at) != self._size:
+                    self._broken(self._at, "no record can be found behind what stands")
+                continue
             except OSError as error:
                 self._broken(self._at, self._problem(error))
             start = self._next_record(self._at + 1)
 
     def _run(self, start: int) -> Iterator[WarcPage]:
+        response, metadata = WarcRecordType.response, WarcRecordType.metadata
         waiting: WarcPage | None = None
         previous = -1
         with open(self.path, "rb") as file:
             file.seek(start)
-            records = iter(ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False))
-            while True:
-                try:
-                    record = next(records, None)
-                except OSError:
+            try:
+                for record in ArchiveIterator(file, record_types=WarcRecordType.any_type, parse_http=False):
+                    self.records += 1
+                    self._at = offset = record.stream_pos
+                    kind = record.record_type
                     if waiting is not None:
-                        yield from self._before_a_break(waiting)
-                    raise
-                if record is None:
-                    break
-                self.records += 1
-                self._at = offset = start + record.stream_pos
+                        # A metadata record that follows is the response's; it says which language Common Crawl saw.
+                        if kind is metadata:
+                            waiting.metadata = record.reader.read()
+                        if self._packed and previous < offset and not waiting.encoded:
+                            waiting.end = offset
+                        yield waiting
+                        waiting = None
+                    elif previous == 0 and self._packed and self.records == 2:
+                        self.info_end = offset
+                    if kind is response:
+                        waiting = self._page(record, offset)
+                        if waiting is not None and offset == previous:
+                            waiting.encoded = True  # it shares its member with the record before it
+                    previous = offset
+            except OSError:
                 if waiting is not None:
-                    # A metadata record that follows belongs to the response; it says which language Common Crawl saw.
-                    if record.record_type is WarcRecordType.metadata:
-                        waiting.judged = languages_of(record.reader.read())
-                    yield self._with_end(waiting, previous, offset)
-                    waiting = None
-                if previous == 0 and self._packed and offset and self.records == 2:
-                    self.info_end = offset
-                if record.record_type is WarcRecordType.response:
-                    waiting = self._page(record, offset)
-                    if waiting is not None and offset == previous:
-                        waiting.encoded = True  # it shares its member with the record before it
-                previous = offset
+                    yield from self._before_a_break(waiting)
+                raise
         if waiting is not None:
-            waiting.end = self._last_end(waiting)
-            yield waiting
+            yield from self._last(waiting)
 
-    def _with_end(self, page: WarcPage, previous: int, end: int) -> WarcPage:
-        page.end = end if self._packed and not page.encoded and end > page.offset and previous == page.offset else None
-        return page
-
-    def _last_end(self, page: WarcPage) -> int | None:
-        """Where the last page's member ends, which no following record says."""
-        if not self._packed:
-            return None
-        end = member_end(self.path, page.offset)
-        if end is None:
-            self._broken(page.offset, "the last gzip member is cut off")
-        return None if page.encoded else end
+    def _last(self, page: WarcPage) -> Iterator[WarcPage]:
+        """The last page, after which no record tells whether it is whole and where it ends."""
+        end = member_end(self.path, page.offset) if self._packed else None
+        whole = end is not None if self._packed else self._tail == b"\r\n\r\n"
+        if not whole:
+            self._broken(page.offset, "the file's end is cut off")
+        if whole or not page.encoded:  # the length of a body that was encoded could not be compared
+            page.end = None if page.encoded else end
+            yield page
 
     def _before_a_break(self, page: WarcPage) -> Iterator[WarcPage]:
         """A page whose following record cannot be read: is it whole itself?"""
@@ -194,7 +199,7 @@ class Archive:
         if not record.is_http:
             self.refused["no_http"] += 1
             return None
-        record.parse_http()
+        record.parse_http(auto_decode="all")
         http = record.http_headers
         status = http.status_code if http is not None else None
         if status is None:
@@ -207,35 +212,26 @@ class Archive:
         if reason is not None:
             self.refused[reason] += 1
             return None
-        body = record.reader.read()
-        if len(body) != record.content_length:
-            self._broken(offset, f"cut off: {len(body):,} of {record.content_length:,} bytes")
-            return None
-        encodings = page.encodings()
-        if encodings and (body := self._decoded(body, encodings, offset)) is None:
-            return None
-        page.body, page.encoded = body, bool(encodings)
-        return page
-
-    def _decoded(self, body: bytes, encodings: list[tuple[str, str]], offset: int) -> bytes | None:
-        """A body without its encodings; None, and counted, if it cannot be decoded or grows too large."""
-        if encodings == [("Transfer-Encoding", "chunked")] and (joined := unchunked(body)) is not None:
-            return joined
-        block = b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (
-            "".join(f"{name}: {value}\r\n" for name, value in encodings).encode("latin-1", "replace"),
-            body,
-        )
+        length = record.content_length
         try:
-            record = WarcRecord.from_bytes(_RECORD_HEAD % len(block) + block + b"\r\n\r\n")
-            record.parse_http(auto_decode="all")
-            plain: bytes = record.reader.read(self._max_bytes + 1)
+            page.body = record.reader.read(length + 1)
+            # Where lengths differ the body was encoded or is cut off; asking each page's headers would cost more.
+            if len(page.body) != length:
+                page.encoded = bool(page.encodings())
+                if len(page.body) > length:
+                    page.body += record.reader.read(self._max_bytes)
         except OSError as error:
+            if not page.encodings():
+                raise
             self._broken(offset, f"a body that cannot be decoded ({error})")
-            return None
-        if len(plain) > self._max_bytes:
+            raise _Again from error
+        if len(page.body) > self._max_bytes:
             self.refused["too_large"] += 1
+            raise _Again
+        if len(page.body) != length and not page.encoded:
+            self._broken(offset, f"cut off: {len(page.body):,} of {length:,} bytes")
             return None
-        return plain
+        return page
 
     def _broken(self, offset: int, problem: str) -> None:
         self.fault_count += 1
@@ -261,25 +257,6 @@ class Archive:
                         return found
                     position = found + 1
         return None
-
-
-def unchunked(body: bytes) -> bytes | None:
-    """The chunks of a chunked body joined; None if it is not well-formed to its last chunk."""
-    chunks: list[bytes] = []
-    place = 0
-    while (line := body.find(b"\r\n", place)) >= 0:
-        try:
-            size = int(body[place:line].partition(b";")[0], 16)
-        except ValueError:
-            return None
-        if size <= 0:
-            return b"".join(chunks) if size == 0 else None
-        place = line + 2 + size
-        chunks.append(body[line + 2 : place])
-        if body[place : place + 2] != b"\r\n":
-            return None
-        place += 2
-    return None
 
 
 def head_of(data: bytes) -> bytes:

@@ -75,7 +75,8 @@ class Segment:
             if self._archive.info_end is not None:
                 self._take(0, self._archive.info_end)
         offset = self._file.tell()
-        if page.end is None or not self._take(page.offset, page.end):
+        # An encoded body may happen to have the length of the decoded one, so its headers are asked here once more.
+        if page.end is None or page.encodings() or not self._take(page.offset, page.end):
             self._write(page)
         return offset
 

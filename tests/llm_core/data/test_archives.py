@@ -65,14 +65,15 @@ def test_language_and_members_of_a_real_capture(shared_data: Path) -> None:
 def test_one_bad_byte_costs_one_capture_at_most(shared_data: Path, tmp_path: Path) -> None:
     """60 files, each with one byte changed somewhere: every page that is given is a page of the whole file."""
     data = (shared_data / "warc" / "dolma_sample-0000.warc.gz").read_bytes()
-    whole = {page.url: page.body for page in read(shared_data / "warc" / "dolma_sample-0000.warc.gz")[1]}
+    pages = read(shared_data / "warc" / "dolma_sample-0000.warc.gz")[1]
+    whole = {page.url: (page.body, page.offset) for page in pages}
     choice, path, lost = random.Random(5), tmp_path / "flipped.warc.gz", 0
     for _ in range(60):
         changed = bytearray(data)
         changed[choice.randrange(len(data))] ^= 1 << choice.randrange(8)
         path.write_bytes(changed)
         archive, pages = read(path)
-        assert all(whole.get(page.url) == page.body for page in pages)
+        assert all(whole.get(page.url) == (page.body, page.offset) for page in pages)
         missing = len(whole) - len(pages)
         assert missing <= 1
         assert missing == 0 or archive.faults or archive.refused
@@ -112,12 +113,44 @@ def test_too_large_undecodable_and_unwanted_are_counted(shared_data: Path, tmp_p
     assert archive.refused == {"too_large": 11}
     archive = Archive(path, admit=lambda page: None if "soldaini" in page.url else "host")
     assert len(list(archive.pages())) + archive.refused["host"] == 22
-    block = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Type: text/html\r\n\r\nno gzip at all"
-    head = b"WARC/1.1\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/\r\n"
-    head += b"Content-Type: application/http; msgtype=response\r\nContent-Length: %d\r\n\r\n" % len(block)
-    (tmp_path / "x.warc").write_bytes(head + block + b"\r\n\r\n")
-    archive, pages = read(tmp_path / "x.warc")
-    assert len(pages) + archive.fault_count == 1
+
+
+def response(url: str, encoding: str, body: bytes) -> bytes:
+    block = f"HTTP/1.1 200 OK\r\n{encoding}Content-Type: text/html\r\n\r\n".encode() + body
+    head = f"WARC/1.1\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\n"
+    head += f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(block)}\r\n\r\n"
+    return head.encode() + block + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_encoded_bodies(tmp_path: Path, packed: bool) -> None:
+    """Decoded, or counted where that is not possible; a bomb stops at the limit; a torn one is no page."""
+    gz, chunked = "Content-Encoding: gzip\r\n", "Transfer-Encoding: chunked\r\n"
+    records = [
+        response("http://a.test/1", gz, gzip.compress(b"one " * 50)),
+        response("http://a.test/2", gz, b"no gzip at all, and longer than it should be"),
+        response("http://a.test/3", chunked, b"5\r\nthree\r\n0\r\n\r\n"),
+        response("http://a.test/4", gz, gzip.compress(bytes(50_000_000))),
+        response("http://a.test/5", "", b"five"),
+        response("http://a.test/6", gz, gzip.compress(bytes(range(256)) * 40)),
+    ]
+    pack = gzip.compress if packed else bytes
+    path = tmp_path / "x.warc"
+    path.write_bytes(b"".join(map(pack, records)))
+    archive = Archive(path, max_bytes=1_000_000)
+    found = {page.url[-1]: page.body for page in archive.pages()}
+    assert (found.pop("1"), found.pop("3"), found.pop("5"), len(found.pop("6"))) == (
+        b"one " * 50,
+        b"three",
+        b"five",
+        10_240,
+    )
+    assert len(found) + archive.fault_count == 1
+    assert archive.refused == {"too_large": 1}
+    path.write_bytes(b"".join(map(pack, records))[:-300])
+    archive = Archive(path, max_bytes=1_000_000)
+    assert "http://a.test/6" not in [page.url for page in archive.pages()]
+    assert "cut off" in str(archive.faults[-1])
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 100])
