@@ -125,18 +125,26 @@ def read(data: bytes | str, content_type: str | None, max_bytes: int = MAX_BYTES
         data = _unpacked(data, max_bytes)
     if isinstance(data, bytes) and _is_binary(data):
         raise Unreadable("binary")
-    declared = (content_type or "").partition(";")[0].strip().lower()
-    if len(data) > (MAX_TEXT_BYTES if declared in PLAIN else max_bytes):
+    if len(data) > size_limit(content_type, max_bytes):
         raise Unreadable("too_large")
     text = data if isinstance(data, str) else decode(data)
     if "\x00" in text[:1000]:
         raise Unreadable("binary")
-    if declared in PLAIN and not _IS_HTML.match(text[:4096]):
+    if _is_declared_plain(content_type) and not _IS_HTML.match(text[:4096]):
         return text
     if len(data) > max_bytes:
         raise Unreadable("too_large")
     guard(text)
     return Page(text, metadata(text))
+
+
+def size_limit(content_type: str | None, max_bytes: int) -> int:
+    """Most bytes of a body: plain text, which is not parsed, may be longer than `max_bytes`."""
+    return max(MAX_TEXT_BYTES, max_bytes) if _is_declared_plain(content_type) else max_bytes
+
+
+def _is_declared_plain(content_type: str | None) -> bool:
+    return (content_type or "").partition(";")[0].strip().lower() in PLAIN
 
 
 def _unpacked(data: bytes, most: int) -> bytes:

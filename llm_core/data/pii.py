@@ -17,6 +17,8 @@ import numpy as np
 import phonenumbers
 from phonenumbers import Leniency, PhoneNumberMatcher
 
+from llm_core.contract import BadInput
+
 _AT = re.compile(r"@(?=[A-Za-z0-9-]{1,63}\.)([A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?)")
 _LOCAL = re.compile(r"[A-Za-z0-9_%+][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{0,63}\Z")
 _TOP_LEVEL = re.compile(r"(?:[A-Za-z]{2,24}|xn--[A-Za-z0-9-]+)\Z")
@@ -74,6 +76,11 @@ class MaskOptions:
     iban: bool = True
     card: bool = True
     phone_regions: tuple[str, ...] = ("US",)
+
+    def __post_init__(self) -> None:
+        """Raises `BadInput` for a region that has no numbering plan."""
+        if unknown := sorted(set(self.phone_regions) - phonenumbers.SUPPORTED_REGIONS):
+            raise BadInput(f"clean: personal_data.phone_regions: {unknown[0]!r} is no ISO 3166 code of a country")
 
 
 Span = tuple[int, int]
@@ -239,8 +246,3 @@ def _in_plan(candidate: str, regions: tuple[str, ...]) -> int:
             if match.start == 0 and (international or not match.raw_string.isdigit()):
                 return int(match.end) + len(candidate) - len(written)
     return 0
-
-
-def known_regions() -> frozenset[str]:
-    """ISO 3166 codes that `phone_regions` may hold."""
-    return frozenset(phonenumbers.SUPPORTED_REGIONS)

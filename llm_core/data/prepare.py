@@ -16,7 +16,7 @@ import xxhash
 from fastwarc import ArchiveIterator
 
 from llm_core.data.characters import CharacterOptions, part_special_tokens, repair
-from llm_core.data.extract import MAX_BYTES, MIN_RULE_CHARACTERS, Page, Unreadable, main_text, read
+from llm_core.data.extract import MAX_BYTES, MIN_RULE_CHARACTERS, Page, Unreadable, main_text, read, size_limit
 from llm_core.data.filters import FilterOptions, judge
 from llm_core.data.language import language_of
 from llm_core.data.metadata import Metadata, forbids_indexing
@@ -145,7 +145,8 @@ def recorded(row: dict[str, Any], folder: Path, max_bytes: int) -> bytes | None:
         file.seek(row["offset"])
         try:
             record = next(iter(ArchiveIterator(file, parse_http=True)), None)
-            return record.reader.read(max_bytes + 1) if record is not None else None
+            most = size_limit(row.get("content_type"), max_bytes)
+            return record.reader.read(most + 1) if record is not None else None
         except Exception:  # whatever the reader raises over a damaged record costs that record
             return None
 

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from llm_core.contract import Config
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
+Region = Annotated[str, Field(pattern="^[A-Z]{2}$")]
 
 
 class QualitySettings(Config):
@@ -168,7 +170,7 @@ class PersonalDataSettings(Config):
     """Bank account numbers (IBAN) whose check digits are right become [IBAN]."""
     card: bool = True
     """Payment card numbers of a known issuer's length whose Luhn digit is right become [CARD]."""
-    phone_regions: tuple[str, ...] = ("US",)
+    phone_regions: tuple[Region, ...] = ("US",)
     """ISO 3166 codes of the countries whose national way of writing telephone numbers is looked for."""
 
 
@@ -205,7 +207,7 @@ class SourceSettings(Config):
     """Find out the language of each document even if `languages` is empty; about 1 ms each."""
     filters: FilterSettings = FilterSettings()
     """Quality filters."""
-    languages: tuple[str, ...] = ()
+    languages: tuple[Language, ...] = ()
     """ISO 639-1 codes that are kept, for example [en]; empty keeps all and asks nothing."""
     drop_repeated_paragraphs: bool = False
     """Remove paragraphs that an earlier document of this source already had, from 100 characters on."""

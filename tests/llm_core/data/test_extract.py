@@ -187,7 +187,7 @@ def test_html5lib_inputs_never_crash(shared_data: Path) -> None:
     around = b"<html><head><title>x</title></head><body><p>Some text in front of it. %s And behind it."
     for place, html in enumerate(inputs):
         engine = ("trafilatura", "resiliparse", "text")[place % 3]
-        for page in (html, around % html):
+        for page in (html, around % html) if place % 2 else (around % html,):
             with contextlib.suppress(Unreadable):
                 extract(page, engine=engine)
 

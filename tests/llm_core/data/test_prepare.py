@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import random
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastwarc import ArchiveIterator
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from benchmarks.article_score import article_pages
 from llm_core.contract import BadInput
 from llm_core.data.characters import CharacterOptions
 from llm_core.data.filters import FilterOptions
@@ -124,6 +126,39 @@ def test_the_same_in_any_executor(tmp_path: Path) -> None:
         with pool:
             found = [item for _, items in map_ordered(prepare, batches, workers=2, executor=pool) for item in items]
         assert {item.url: item.reason for item in found} == {row["url"]: expected[row["url"]] for row in rows}
+
+
+def test_long_plain_text_is_read_whole_and_packed_pages_only_so_far(tmp_path: Path) -> None:
+    text = "".join(f"Sentence number {number} of a long book. " for number in range(60_000))
+    rows = crawled(tmp_path, {"http://a.org/book": text.encode(), "http://a.org/bomb": gzip.compress(b"<p>x" * 10**7)})
+    rows[0]["content_type"] = "text/plain; charset=utf-8"
+    _, [book, bomb] = prepare(Batch("s", rows, options(tmp_path), tmp_path))
+    assert book.text == text.strip()
+    assert bomb.reason == "too_large"
+
+
+def test_real_pages_that_were_damaged(shared_data: Path, tmp_path: Path) -> None:
+    """Every page cut, with bytes changed, doubled into itself, and with tags torn: each comes back with an answer."""
+    pages, _ = article_pages(shared_data / "article_extraction")
+    rng = random.Random(0)
+    damaged: dict[str, bytes] = {}
+    for number, page in enumerate(pages.values()):
+        data, place = bytearray(page), rng.randrange(len(page))
+        if number % 4 == 0:
+            del data[place:]
+        elif number % 4 == 1:
+            for _ in range(200):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        elif number % 4 == 2:
+            data[place:place] = page[: 1_000_000 - len(page) // 2]
+        else:
+            data = bytearray(page.replace(b"</div>", b"<div>", rng.randrange(800)).replace(b">", b" ", 50))
+        damaged[f"http://a.org/{number}"] = bytes(data)
+    _, found = prepare(Batch("s", crawled(tmp_path, damaged), options(tmp_path), tmp_path))
+    reasons = [item.reason for item in found]
+    assert len(reasons) == 91
+    assert set(reasons) <= {None, "no_text", "binary", "too_large", "too_deep", "wrong_encoding", "noindex"}
+    assert reasons.count(None) > 60
 
 
 def test_a_rule_that_cannot_be_used_ends_the_work(tmp_path: Path) -> None:
