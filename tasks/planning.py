@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from llm_core import artifacts
 from llm_core.contract import BadInput
+from llm_core.model.config import ModelConfig
 from llm_core.scaling import devices, planner
 from llm_core.scaling.laws import EPOCH, Law, read_law
+from llm_core.settings.pretrain import PretrainConfig
 from tasks import params
 from tasks.workspace import Workspace
 
@@ -25,9 +32,17 @@ def plan(project: Path, budget: planner.Budget, device: str | None = None, conte
     """
     corpus, digest = corpus_of(project)
     law = law_of(project, digest)
-    length = context or (128 if corpus.tokens else None)
+    shape = pretrain_shape(project, corpus.vocab_size)
+    length = context or (shape.context if corpus.tokens else None)
     found = devices.device(device) if device else this_machine(corpus.vocab_size, length or 128)
-    return planner.make_plan(budget, found, corpus, law=law, context=length)
+    return planner.make_plan(budget, found, corpus, law=law, context=length, architecture=shape.architecture)
+
+
+def pretrain_shape(project: Path, vocab_size: int | None) -> ModelConfig:
+    """The model of the workspace's own settings: its context and architecture are what a law was fitted with."""
+    config = Workspace.at(project).config("pretrain")
+    assert isinstance(config, PretrainConfig)
+    return config.model.build(vocab_size)
 
 
 def plan_hours(project: Path, hours: float) -> planner.Plan:
@@ -66,6 +81,41 @@ def this_machine(vocab_size: int | None, context: int, seconds: float = 20.0) ->
     machine = prepare(lanes=len(os.sched_getaffinity(0)))
     options = OptimizerOptions(name="muon", newton_schulz_steps=3)
     return measure_machine(machine, options, seconds=seconds, vocab_size=vocab_size, context=context)
+
+
+def as_json(found: planner.Plan) -> dict[str, Any]:
+    """The plan for a script: its figures, what each law says, the notes, and the settings that `apply` writes."""
+    figures = ("budget", "tokens", "steps", "batch_sequences", "passes", "learning_rate", "seconds", "memory", "loss")
+    return {
+        **{name: getattr(found, name) for name in figures},
+        "device": found.device.name,
+        "parameters": found.shape.parameters(),
+        "flops": found.flops,
+        "epochs": found.epochs,
+        "law": found.law.name,
+        "model": found.shape.to_dict(),
+        "laws": planner.law_rows(found),
+        "notes": list(found.notes),
+        "settings": planner.overrides(found),
+    }
+
+
+def show(found: planner.Plan, console: Console) -> None:
+    """Print the plan, what each law says of it, and the notes."""
+    _print(planner.plan_rows(found), console)
+    console.print()
+    _print(planner.law_rows(found), console)
+    for note in found.notes:
+        console.print(f"\n{note}", highlight=False, markup=False)
+
+
+def _print(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = Table(box=None, header_style="bold")
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table, highlight=False, markup=False)
 
 
 def apply(project: Path, found: planner.Plan, name: str) -> Path:

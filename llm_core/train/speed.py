@@ -24,9 +24,9 @@ from llm_core.train.batches import TokenBatch, next_token_loss_on
 from llm_core.train.machine import Machine
 from llm_core.train.optim import OptimizerOptions, make_optimizer
 
-WIDTHS = (32, 64, 128, 256, 512)
+WIDTHS = {"cpu": (32, 64, 128, 256, 512), "cuda": (128, 256, 512, 1024, 1536)}
 """Sizes at which a machine is measured; each with the depth and heads of `scaling.recipe`."""
-GUESSED_FLOPS = 3e10
+GUESSED_FLOPS = {"cpu": 3e10, "cuda": 5e13}
 """FLOP/s of one lane, from which the first size of a pass is guessed."""
 
 
@@ -57,7 +57,8 @@ def measure_step(
     state = torch.random.get_rng_state()
     try:
         model = Transformer(shape).to(machine.device)
-        rows = max(1, min(rows, int(seconds / 6 * GUESSED_FLOPS / (shape.flops_per_token() * shape.context))))
+        affordable = seconds / 6 * GUESSED_FLOPS[machine.device.type] / (shape.flops_per_token() * shape.context)
+        rows = max(1, min(rows, int(affordable)))
         inputs_BT = torch.randint(shape.vocab_size, (rows, shape.context))
         batch = TokenBatch(inputs_BT, inputs_BT.roll(-1, 1))
         objective, optimizer = next_token_loss_on(machine), make_optimizer(model, options)
@@ -101,11 +102,13 @@ def measure_machine(
 ) -> Device:
     """This machine as a device to plan with, measured at up to five sizes in about `seconds`.
 
-    A slow or busy machine is measured at fewer sizes, not for longer. `vocab_size` None: the one of each size.
+    A slow or busy machine is measured at fewer sizes, not for longer. `vocab_size` None: the one of each size. A GPU is
+    measured without compiling, so training is faster there, and on at least 1,024 tokens a sequence.
     """
     speeds: list[Speed] = []
-    began = time.perf_counter()
-    shapes = [model_of(width, vocab_size, context) for width in WIDTHS]
+    began, gpu = time.perf_counter(), machine.device.type == "cuda"
+    context = max(context, 1024) if gpu else context
+    shapes = [model_of(width, vocab_size, context) for width in WIDTHS[machine.device.type]]
     for shape in shapes:
         if len(speeds) > 1:
             reached = speeds[-1].flops_per_token * speeds[-1].tokens_per_second
@@ -115,7 +118,6 @@ def measure_machine(
         step = measure_step(shape, machine, options, seconds=seconds / len(shapes) / 2)
         sequences = max(machine.lanes, round(batch_tokens(20 * shape.parameters()) / context))
         speeds.append(Speed(shape.flops_per_token(), step.tokens_per_second(sequences)))
-    gpu = machine.device.type == "cuda"
     name = f"this machine's {torch.cuda.get_device_name(machine.device)}" if gpu else "this machine"
     source = f"measured in training steps of {len(speeds)} sizes, {machine.precision}, {machine.lanes} lanes"
     best = max(speed.flops_per_token * speed.tokens_per_second for speed in speeds)

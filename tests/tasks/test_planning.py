@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from llm_core import artifacts
 from llm_core.artifacts import new_product
@@ -69,6 +71,19 @@ def test_a_plan_becomes_a_preset_that_experiments_take(project: Path) -> None:
     assert path.read_text().startswith("# Written by `groundup plan`: 2 hours on cpu-8")
     first = path.read_bytes()
     assert planning.apply(project, plan, "two-hours").read_bytes() == first  # its own preset may be written again
+
+
+def test_a_plan_is_shown_and_told_to_scripts(project: Path) -> None:
+    plan = planning.plan(project, Budget(hours=3), "h100")
+    lines = io.StringIO()
+    planning.show(plan, Console(file=lines, width=200))
+    told = lines.getvalue()
+    assert f"{plan.shape.parameters():,}" in told
+    assert "arXiv:2404.10102" in told
+    assert plan.notes[0].split(":")[0] in told
+    found = json.loads(json.dumps(planning.as_json(plan)))
+    assert found["tokens"] == plan.tokens
+    assert found["settings"]["pretrain"]["steps"] == plan.steps
 
 
 def test_presets_that_no_plan_wrote_are_left_alone(project: Path) -> None:
