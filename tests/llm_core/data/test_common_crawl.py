@@ -25,9 +25,11 @@ from warcio.archiveiterator import ArchiveIterator as WarcioIterator
 
 from llm_core.artifacts import read_manifest
 from llm_core.contract import BadInput, Event, Note, Progress, Report, Stop
-from llm_core.data import acquire
+from llm_core.data import acquire, clean
 from llm_core.data.sources.common_crawl import on_hosts
+from llm_core.pipeline import stage
 from llm_core.settings.acquire import AcquireConfig, CommonCrawlSource
+from llm_core.settings.clean import CleanConfig
 
 CRAWL = "CC-MAIN-2024-22"
 WHOLE = ("cc_whirlwind.warc.gz", "dolma_sample-0000.warc.gz", "warcio/example.warc.gz")
@@ -344,3 +346,21 @@ def test_a_host_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
         port = server.server_address[1]
     with pytest.raises(BadInput, match=r"'cc': http://127.0.0.1:\d+ cannot be reached"):
         acquired(tmp_path, prefix=f"http://127.0.0.1:{port}")
+
+
+def test_clean_reads_it_as_it_reads_a_crawl(tmp_path: Path, folder: Path, root: Path) -> None:
+    """Every page comes out of `clean`, kept or dropped with a reason, under the digest that it has in pages.parquet."""
+    raw, _ = acquired(tmp_path, prefix=str(folder), licence="CC0-1.0")
+    config = CleanConfig.model_validate({"workers": 1})
+    files = {keyword: root / path for keyword, path in stage("clean").files.items()}
+    run: Any = clean.run
+    run(config, raw=raw.parent, **files, out=tmp_path / "corpus", scratch=tmp_path, emit=lambda _: None)
+    kept, dropped = (
+        pq.read_table(tmp_path / "corpus" / f"{name}.parquet").to_pylist() for name in ("documents", "dropped")
+    )
+    assert len(kept) + len(dropped) == 24
+    assert len(kept) >= 5
+    assert {row["source"] for row in kept} == {"cc"}
+    assert {row["url"] for row in [*kept, *dropped]} == {row["url"] for row in rows_of(raw)}
+    assert {row["digest"] for row in kept} <= {row["digest"] for row in rows_of(raw)}
+    assert not [row for row in dropped if row["reason"] == "unreadable_record"]
