@@ -32,6 +32,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 IDLE_DEATHS = 3
 """A child that ends so often in a row before it began to work cannot be started at all."""
+TIMEOUTS = frozenset({signal.SIGPROF, signal.SIGALRM})
+WALL_CLOCK = 6
+"""Seconds on the clock for each of processor time, for what waits instead of working."""
 _local = threading.local()
 
 
@@ -86,10 +89,11 @@ def isolated(
 ) -> list[Result]:
     """Apply `function` (importable by name) to each item in a child process of this thread; results in order.
 
-    An item that takes more than `seconds`, or ends the child (a crash in a C library, the system out of memory), costs
-    that item alone: its result is `failed(item, "timeout")` or `failed(item, "crashed")`, and a new child goes on with
-    the next. What `function` raises is raised here. The child is kept for the thread's next call, ends with the thread,
-    and needs nothing of the executor: threads, processes and other machines will all do.
+    An item that takes more than `seconds` of processor time (of which a busy machine takes nothing away) or six times
+    as long by the clock, or that ends the child (a crash in a C library, the system out of memory), costs that item
+    alone: its result is `failed(item, "timeout")` or `failed(item, "crashed")`, and a new child goes on with the next.
+    What `function` raises is raised here. The child is kept for the thread's next call, ends with the thread, and needs
+    nothing of the executor: threads, processes and other machines will all do.
     """
     children: dict[Any, _Child] = _local.__dict__.setdefault("children", {})
     key = (os.getpid(), function, seconds)
@@ -142,7 +146,7 @@ class _Child:
             began = bool(self._pipe.recv())
             self._pipe.recv()
         except (EOFError, OSError):
-            end = "timeout" if self._process.wait() == -signal.SIGALRM else "crashed"
+            end = "timeout" if -self._process.wait() in TIMEOUTS else "crashed"
             answers = self._read()[: len(items)] if began else []
             self._end()
             return began and len(answers) < len(items), answers, end
@@ -178,13 +182,14 @@ def _end(process: subprocess.Popen[bytes], pipe: Connection, answers: int) -> No
 def serve(pipe_number: int, answers_number: int) -> None:
     """What the child of `isolated` does: items in, answers out, until the pipe is closed.
 
-    The alarm has the system's own handling, which ends the process whatever it is doing. Requests to end are left to
-    the parent: it closes the pipe.
+    The timers' signals have the system's own handling, which ends the process whatever it is doing. Requests to end are
+    left to the parent: it closes the pipe.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    for number in TIMEOUTS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TIMEOUTS)
     with suppress(OSError):  # Linux: should memory run out, this process goes first
         Path("/proc/self/oom_score_adj").write_text("500")
     pipe = Connection(pipe_number)
@@ -196,11 +201,16 @@ def serve(pipe_number: int, answers_number: int) -> None:
             answers.truncate()
             pipe.send(True)
             for item in items:
-                signal.setitimer(signal.ITIMER_REAL, seconds)
+                _set_timers(seconds)
                 data = _answer(function, item)
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                _set_timers(0)
                 answers.write(len(data).to_bytes(8, "little") + data)
             pipe.send(True)
+
+
+def _set_timers(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WALL_CLOCK * seconds)
 
 
 def _answer(function: Callable[[Any], Any], item: Any) -> bytes:

@@ -243,7 +243,8 @@ class CleanConfig(Config):
     max_html_bytes: int = Field(default=2_000_000, ge=10_000, le=50_000_000)
     """Largest page that is parsed, bytes, 10,000 to 50,000,000."""
     timeout_seconds: float = Field(default=20.0, gt=0, le=600)
-    """Seconds that one page may take, up to 600; its worker is then ended and the page dropped."""
+    """Processor seconds that one page may take, up to 600, or six times as long by the clock; its worker is then ended
+    and the page dropped."""
     decontamination: DecontaminationSettings = DecontaminationSettings()
     """Documents that hold a piece of an evaluation set are dropped."""
     drop_duplicates: bool = True
