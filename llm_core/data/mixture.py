@@ -67,19 +67,29 @@ def _first_bytes(texts: Sequence[str], most: int) -> Iterator[str]:
 
 def choose(place: Array, size: Array, weight: Array, most_bytes: int) -> Sample:
     """`most_bytes` bytes of documents [n] that stand at `place` and have `size` bytes; all if they are fewer."""
-    at, sizes = [], []
-    for copy in range(ceil(weight.max()) if len(weight) else 0):
-        positions = (place + copy) / weight
-        at.append(positions[positions < 1.0])
-        sizes.append(size[positions < 1.0])
-    if (everything := sum(int(part.sum()) for part in sizes)) <= most_bytes:
+    everything = sum(int(sizes.sum()) for _, sizes in _standing(place, size, weight, 1.0))
+    if everything <= most_bytes:
         return Sample(size=everything)
-    positions = np.concatenate(at)
+    likely = list(_standing(place, size, weight, min(1.0, 2 * most_bytes / everything)))  # sorting all takes memory
+    if sum(int(sizes.sum()) for _, sizes in likely) <= most_bytes:
+        likely = list(_standing(place, size, weight, 1.0))
+    positions = np.concatenate([positions for positions, _ in likely])
     order = np.argsort(positions, kind="stable")
-    total = np.cumsum(np.concatenate(sizes)[order])
+    total = np.cumsum(np.concatenate([sizes for _, sizes in likely])[order])
     first = int(np.searchsorted(total, most_bytes, side="right"))
     rest = most_bytes - (int(total[first - 1]) if first else 0)
     return Sample(float(positions[order[first]]), rest, most_bytes)
+
+
+def _standing(place: Array, size: Array, weight: Array, below: float) -> Iterator[tuple[Array, Array]]:
+    """(where they stand, their sizes) of the first copies of documents, of the second and so on, as far as `below`."""
+    for copy in range(ceil(weight.max()) if len(weight) else 0):
+        if copy:
+            there = weight > copy
+            place, size, weight = place[there], size[there], weight[there]
+        positions = (place + copy) / weight
+        chosen = positions < below
+        yield positions[chosen], size[chosen]
 
 
 @dataclass(frozen=True, slots=True)
