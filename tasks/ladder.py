@@ -19,6 +19,7 @@ from llm_core.contract import BadInput
 from llm_core.data.shards import Shards
 from llm_core.scaling import ladder as parts
 from llm_core.scaling.laws import write_law
+from llm_core.scaling.prediction import distinct_tokens
 from llm_core.settings.pretrain import PretrainConfig
 from tasks import experiments, params, tracking
 from tasks.planning import LAW, this_machine
@@ -37,7 +38,7 @@ def design(session: Session, shards: Path, minutes: float) -> parts.Ladder:
     if minutes <= 0:
         raise BadInput(f"scaling: minutes = {minutes} must be above 0")
     device = this_machine(data.vocab_size, shape.context, seconds=10.0)
-    tokens = len(data.tokens("train"))
+    tokens = distinct_tokens(data.facts, len(data.tokens("train")))
     found = parts.within(tokens, data.vocab_size, shape.context, device, 60 * minutes, lanes=config.passes,
                          architecture=shape.architecture)  # fmt: skip
     told = f"{len(found.rungs)} runs and one held out, {found.seconds(device) / 60:.1f} minutes of training"
@@ -80,7 +81,7 @@ def _hand_over(space: Workspace) -> None:
 def learn(session: Session, ladder: parts.Ladder, losses: dict[str, float], shards: Path) -> parts.Study:
     """Fit the law and keep it in scaling/law.json, with the digest of the shards that it is of."""
     data = Shards.open(shards)
-    tokens = len(data.tokens("train"))
+    tokens = distinct_tokens(data.facts, len(data.tokens("train")))
     source = f"{len(losses)} runs on {tokens:,} tokens of a vocabulary of {data.vocab_size:,}"
     study = parts.learn(ladder, losses, name="own ladder", source=source)
     facts = study.facts() | {"shards": artifacts.digest(shards), "vocab_size": data.vocab_size, "tokens": tokens}

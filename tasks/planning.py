@@ -15,6 +15,7 @@ from llm_core.contract import BadInput
 from llm_core.model.config import ModelConfig
 from llm_core.scaling import devices, planner
 from llm_core.scaling.laws import EPOCH, Law, read_law
+from llm_core.scaling.prediction import distinct_tokens
 from llm_core.settings.pretrain import PretrainConfig
 from tasks import params
 from tasks.workspace import Workspace
@@ -58,8 +59,8 @@ def corpus_of(project: Path) -> tuple[planner.Corpus, str | None]:
     if not path.is_dir():
         return planner.Corpus(), None
     data = Shards.open(path)
-    source = "the workspace's shards"
-    return planner.Corpus(len(data.tokens("train")), data.vocab_size, source), artifacts.digest(path)
+    tokens = distinct_tokens(data.facts, len(data.tokens("train")))
+    return planner.Corpus(tokens, data.vocab_size, "the workspace's shards"), artifacts.digest(path)
 
 
 def law_of(project: Path, digest: str | None) -> Law:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llm_core.model.config import ModelConfig
 from llm_core.scaling.laws import Law
@@ -36,6 +38,15 @@ class Prediction:
             {"what": what, "predicted": predicted, "actual": actual, "source": source}
             for what, predicted, actual, source in rows
         ]
+
+
+def distinct_tokens(facts: Mapping[str, Any], total: int) -> int:
+    """Training tokens that differ, by the facts of a shards product whose training stream has `total` tokens.
+
+    A source with a weight above 1 stands in the stream more than once.
+    """
+    mixture = facts["splits"]["train"].get("mixture")
+    return sum(min(part["tokens"], part["stream_tokens"]) for part in mixture.values()) if mixture else total
 
 
 def predict(shape: ModelConfig, tokens: int, unique: int, law: Law, seconds: float) -> Prediction:

@@ -15,7 +15,7 @@ from llm_core.model.checkpoint import save_model
 from llm_core.model.config import ModelConfig
 from llm_core.model.sampling import generate
 from llm_core.model.transformer import Transformer
-from llm_core.scaling.prediction import Prediction, predict
+from llm_core.scaling.prediction import Prediction, distinct_tokens, predict
 from llm_core.settings.pretrain import PretrainConfig
 from llm_core.train.batches import PageBatches, Windows, next_token_loss_on, shuffled_stream
 from llm_core.train.distributed import Ranks, cores_of_a_rank, join, ranks_to_start
@@ -74,7 +74,8 @@ def _expect(config: PretrainConfig, shape: ModelConfig, data: Shards, machine: M
     size = {"steps": config.steps, "sequences": config.batch_sequences, "ranks": ranks.world}
     seconds = expected_seconds(shape, machine, options, **size)
     tokens = config.steps * config.batch_sequences * shape.context
-    return predict(shape, tokens, len(data.tokens("train")), config.law.build(), seconds)
+    distinct = distinct_tokens(data.facts, len(data.tokens("train")))
+    return predict(shape, tokens, distinct, config.law.build(), seconds)
 
 
 def _train(

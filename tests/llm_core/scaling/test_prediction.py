@@ -7,7 +7,7 @@ import math
 import pytest
 
 from llm_core.scaling.laws import EPOCH, Law
-from llm_core.scaling.prediction import predict
+from llm_core.scaling.prediction import distinct_tokens, predict
 from llm_core.scaling.recipe import model_of
 
 
@@ -26,6 +26,12 @@ def test_an_own_law_counts_repeats() -> None:
     assert once.loss == pytest.approx(law.loss(shape.parameters(), 600_000))
     assert law.loss(shape.parameters(), 1_800_000) < thrice.loss < once.loss
     assert thrice.remark == "fitted on runs on this corpus"
+
+
+def test_what_a_source_repeats_by_its_weight_is_counted_once() -> None:
+    mixture = {"a": {"tokens": 100, "stream_tokens": 250}, "b": {"tokens": 80, "stream_tokens": 40}}
+    assert distinct_tokens({"splits": {"train": {"mixture": mixture}}}, 290) == 140
+    assert distinct_tokens({"splits": {"train": {}}}, 290) == 290
 
 
 def test_the_table_puts_actual_beside_predicted() -> None:
