@@ -44,9 +44,12 @@ class Metadata:
 
 
 def forbids_indexing(*directives: str | None) -> bool:
-    """Whether directives for robots, such as "noindex, nofollow" or "none", ask not to index a page."""
-    words = {word.strip() for text in directives for word in (text or "").lower().split(",")}
-    return bool(words & {"noindex", "none"})
+    """Whether directives for robots, such as "noindex, nofollow" or "none", ask all of them not to index a page.
+
+    A directive for one robot by name ("googlebot: noindex") is meant for that one.
+    """
+    parts = [part for text in directives for part in (text or "").lower().split(",") if ":" not in part]
+    return any(word in ("noindex", "none") for part in parts for word in re.split(r"[\s;]+", part))
 
 
 def metadata(html: str) -> Metadata:

@@ -15,7 +15,7 @@ from fastwarc import ArchiveIterator
 
 from benchmarks.article_score import article_pages, mean_f1
 from llm_core.data.extract import Unreadable, by_engine, decode, extract
-from llm_core.data.metadata import metadata
+from llm_core.data.metadata import forbids_indexing, metadata
 
 ARTICLE = b"""<!DOCTYPE html><html lang="en-GB"><head><title>The title</title>
 <meta property="article:published_time" content="2024-05-06"><link rel="license" href="https://example.org/by">
@@ -115,6 +115,14 @@ def test_metadata_wherever_sites_put_it() -> None:
         "\ud800<title>",
     ):
         metadata(broken)
+
+
+def test_directives_for_robots() -> None:
+    for text in ("noindex", "NOINDEX, nofollow", "nofollow,noindex", "none", "noindex nofollow", "all;noindex"):
+        assert forbids_indexing(text)
+        assert forbids_indexing(None, text)
+    for text in (None, "", "index, follow", "noarchive", "googlebot: noindex", "max-snippet:-1", "nonesuch"):
+        assert not forbids_indexing(text, None)
 
 
 @pytest.mark.parametrize(
