@@ -18,6 +18,7 @@ from llm_core.pipeline import PIPELINE, stage
 from tasks import experiments, freshness, runner
 from tasks.display import TerminalDisplay
 from tasks.runner import Outcome
+from tasks.stores import seed_stores
 from tasks.workspace import Workspace
 
 
@@ -46,6 +47,8 @@ class Session:
         """Bring one stage up to date, unless it was not asked for."""
         if verb in self.wanted:
             refresh, force = self.refresh and verb == "acquire", verb in self.forced
+            if refresh:
+                seed_stores(self.space)
             outcome = runner.perform(self.space, verb, self.fresh, self.display, force=force, refresh=refresh)
         else:
             outcome = Outcome("skipped")

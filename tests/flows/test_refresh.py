@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -134,6 +135,19 @@ def test_exactly_what_changed_is_named_and_only_what_follows_reruns(project: Wor
     assert found["changed"] == {"index.html", "page0.html", "page1.html"}
     assert found["gone"] == {"page2.html"}
     assert states(project) == ["fresh", "ran", "ran"]
+
+
+def test_a_clone_that_never_crawled_asks_conditionally_too(project: Workspace, site: Site) -> None:
+    """Its crawl store is made from data/raw: unchanged pages are not fetched again, and one that changed is named."""
+    shutil.rmtree(project.root / ".groundup" / "crawl")
+    raw = artifacts.digest(project.product("raw"))
+    assert not groundup(project, "refresh", "--no-build")["changed"]
+    assert artifacts.digest(project.product("raw")) == raw
+    site.write("page5.html", [])
+    groundup(project, "refresh", "--no-build")
+    assert {change: names for change, names in found_by(project).items() if change != "unchanged"} == {
+        "changed": {"page5.html"}
+    }
 
 
 def test_a_refresh_builds_what_follows(project: Workspace, site: Site) -> None:

@@ -61,7 +61,7 @@ class SegmentWriter:
 
     def _current(self) -> BinaryIO:
         if self._file is None:
-            number = len(list(self._folder.glob("*.warc.gz")))
+            number = 1 + max((int(path.name[:5]) for path in self._folder.glob("*.warc.gz")), default=-1)
             name = f"{number:05d}.warc.gz"
             self._open_path = self._folder / f"{name}.open"
             self._file = open(self._open_path, "wb")  # noqa: SIM115 - held open until `close`
