@@ -20,6 +20,7 @@ from llm_core.data.web.job import CrawlJob
 from llm_core.data.web.results import (
     Crawled,
     counts_of_diffs,
+    endings,
     how_it_ended,
     rows_of_diffs,
     rows_of_outcomes,
@@ -62,7 +63,8 @@ def run(config: AcquireConfig, *, out: Path, scratch: Path, emit: Emit) -> Repor
                 raise BadInput(f"acquire.sources: {source.name!r} gave nothing ({_how_it_ended(counts)})")
             about = {"kind": source.kind, "licence": source.licence, "weight": getattr(source, "weight", 1.0)}
             facts["sources"][source.name] = {**about, **counts, **gathered.facts}
-            table.append({"source": source.name, "kind": source.kind, "licence": source.licence, **counts})
+            ended = endings(crawls[-1]) if crawls and crawls[-1].source == source.name else {}
+            table.append({"source": source.name, "kind": source.kind, "licence": source.licence, **counts, **ended})
     for crawled in crawls:
         delivered(crawled.job)
     units = ("pages", "documents", "dialogues", "preferences")
@@ -118,6 +120,7 @@ def _embedded(
             delay=0.0,
             concurrency=source.concurrency,
             proxy=proxy,
+            respect=("nofollow",),  # the index says noindex: clean leaves it out
             refresh=config.refresh,
         )
         ended = _crawl(source.name, job, site.pages, scratch, emit)

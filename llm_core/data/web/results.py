@@ -46,6 +46,11 @@ def how_it_ended(outcomes: Iterable[dict[str, Any]]) -> str:
     return "; ".join(parts) or "no page"
 
 
+def endings(crawled: Crawled) -> dict[str, int]:
+    """URLs by outcome, without the pages that were stored."""
+    return {row["outcome"]: row["count"] for row in crawled.outcomes if not row["outcome"].startswith("stored")}
+
+
 def rows_of_outcomes(crawls: Iterable[Crawled]) -> list[dict[str, Any]]:
     """Rows {source, outcome, count, url, detail}."""
     return [{"source": crawled.source, **row} for crawled in crawls for row in crawled.outcomes]

@@ -59,7 +59,7 @@ def test_thousands_of_real_files_are_read_as_protego_reads_them(shared_data: Pat
     for number, (host, text) in enumerate(real_files(shared_data)):
         ours = Robots(text, "groundup")  # every file is parsed
         files += 1
-        if number % 4:
+        if number % 8:
             continue
         theirs = Protego.parse(text)
         for path in paths_of(text):
@@ -68,7 +68,7 @@ def test_thousands_of_real_files_are_read_as_protego_reads_them(shared_data: Pat
             if allowed != theirs.can_fetch(f"http://{host}{path}", "groundup"):
                 (laxer if allowed else stricter)[host] += 1
     assert files == 4_231
-    assert asked > 20_000
+    assert asked > 10_000
     assert stricter.total() / asked < 0.005, stricter.most_common(5)
     assert laxer.total() / asked < 0.0005, laxer.most_common(5)
 
