@@ -44,8 +44,9 @@ _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"),
 )  # fmt: skip
+_DOCUMENTS = (b"%PDF-", b"%!PS-")
 _BINARY = (
-    b"%PDF-", b"%!PS", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"PK\x03\x04", b"\x7fELF", b"Rar!", b"7z\xbc\xaf",
+    b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"PK\x03\x04", b"\x7fELF", b"Rar!", b"7z\xbc\xaf",
     b"OggS", b"ID3", b"fLaC", b"\xca\xfe\xba\xbe", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd",
 )  # fmt: skip
 _NOT_CONTROL = bytes(sorted(set(range(256)) - {*range(9), *range(14, 27), *range(28, 32)}))
@@ -122,7 +123,7 @@ def extract(
 def read(data: bytes | str, content_type: str | None, max_bytes: int = MAX_BYTES) -> Page | str:
     """A page, or the text itself where `content_type` says that it is plain and it is. Raises `Unreadable`."""
     if isinstance(data, bytes) and data[:2] == b"\x1f\x8b":
-        data = _unpacked(data, max_bytes)
+        data = _unpacked(data, size_limit(content_type, max_bytes))
     if isinstance(data, bytes) and _is_binary(data):
         raise Unreadable("binary")
     if len(data) > size_limit(content_type, max_bytes):
@@ -157,10 +158,10 @@ def _unpacked(data: bytes, most: int) -> bytes:
 
 def _is_binary(data: bytes) -> bool:
     """Whether it begins as a known file format, or one byte in twenty of its beginning is a control character."""
-    if data.startswith(_BINARY):
-        return True
     start = data[:4096]
     controls = len(start.translate(None, _NOT_CONTROL))
+    if data.startswith(_DOCUMENTS) or (controls and data.startswith(_BINARY)):  # a text may begin with "ID3"
+        return True
     return controls * 20 > len(start) and not any(data.startswith(mark) for mark, _ in _MARKS) and not _wide(data)
 
 

@@ -89,6 +89,13 @@ def test_the_content_type_is_not_believed() -> None:
     assert extract("Grüße".encode("latin-1") * 20, content_type="text/plain; charset=utf-8").text.startswith("Grüße")
 
 
+def test_texts_that_begin_like_files() -> None:
+    for start in ("ID3 is a tag", "RIFF is a format", "BZh", "PK of the table", "% PDF"):
+        assert extract(start.encode(), content_type="text/plain").text == start
+    long = ("A line of a long text. " * 200_000).encode()
+    assert len(extract(gzip.compress(long), content_type="text/plain").text) == len(long) - 1
+
+
 def test_metadata_wherever_sites_put_it() -> None:
     page = """<!DOCTYPE html><html lang=de-AT><head><style>meta {}</style><!-- <title>Not this</title> -->
     <script>var x = "<meta name=date content=1999-01-01>";</script><TITLE>A &amp; B</TITLE>
