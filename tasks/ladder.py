@@ -7,6 +7,7 @@ its last checkpoint. What it teaches is kept in scaling/law.json, for `groundup 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,23 @@ MADE_BEFORE = ("acquire", "clean", "tokenize")
 
 @task(name="design", cache_policy=NO_CACHE)  # type: ignore[untyped-decorator]
 def design(session: Session, shards: Path, minutes: float) -> parts.Ladder:
-    """A ladder on the workspace's shards that trains in about `minutes` on this machine. Raises `BadInput`."""
+    """A ladder on the workspace's shards that trains in about `minutes` on this machine. Raises `BadInput`.
+
+    The same question gets the same ladder again, so that one that was stopped goes on, at whatever speed.
+    """
     data, config = Shards.open(shards), _pretrain(session.space)
     shape = config.model.build(data.vocab_size)
     if minutes <= 0:
         raise BadInput(f"scaling: minutes = {minutes} must be above 0")
-    device = this_machine(data.vocab_size, shape.context, seconds=10.0)
     tokens = distinct_tokens(data.facts, len(data.tokens("train")))
-    found = parts.within(tokens, data.vocab_size, shape.context, device, 60 * minutes, lanes=config.passes,
-                         architecture=shape.architecture)  # fmt: skip
+    size: dict[str, Any] = {"context": shape.context, "architecture": shape.architecture, "lanes": config.passes}
+    asked = {"shards": artifacts.digest(shards), "minutes": minutes, **size}
+    kept = session.space.root / ".groundup" / "ladder.json"
+    if kept.is_file() and (before := json.loads(kept.read_text()))["asked"] == asked:
+        return parts.design(tokens, data.vocab_size, flops=before["flops"], **size)
+    device = this_machine(data.vocab_size, shape.context, seconds=10.0)
+    found = parts.within(tokens, data.vocab_size, device=device, seconds=60 * minutes, **size)
+    artifacts.write_atomic(kept, artifacts.dump_json({"asked": asked, "flops": found.flops}))
     told = f"{len(found.rungs)} runs and one held out, {found.seconds(device) / 60:.1f} minutes of training"
     session.display.console.print(f"  ladder    {told}", highlight=False)
     return found

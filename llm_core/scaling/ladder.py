@@ -72,10 +72,11 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Runs to fit on, from the smallest budget up, and the one that is held out."""
+    """Runs to fit on, from the smallest budget up, and the one that is held out. `flops`: the largest budget."""
 
     rungs: tuple[Rung, ...]
     held_out: Rung
+    flops: float
 
     def seconds(self, device: Device) -> float:
         """Seconds of training on a device, the held-out run included."""
@@ -169,7 +170,7 @@ def design(
     held_out = next(_sized(shapes, flops * HELD_OUT_FACTOR, wanted, most, sequences, -1), None)
     if held_out is None:
         raise BadInput(f"scaling: no model of the family passes once over {most:,.0f} tokens at {4 * flops:.2g} FLOPs")
-    return Ladder(tuple(rungs), held_out)
+    return Ladder(tuple(rungs), held_out, flops)
 
 
 def _largest(shapes: Sequence[ModelConfig], most: float) -> float:
@@ -201,9 +202,8 @@ def within(
     """
     ladder = design(tokens, vocab_size, context, lanes=lanes, **options)
     while ladder.seconds(device) > seconds:
-        flops = 0.7 * max(rung.flops for rung in ladder.rungs)
         try:
-            ladder = design(tokens, vocab_size, context, flops=flops, lanes=lanes, **options)
+            ladder = design(tokens, vocab_size, context, flops=0.7 * ladder.flops, lanes=lanes, **options)
         except BadInput:
             raise BadInput(
                 f"scaling: {seconds / 60:.1f} minutes on {device.name} are too few: the smallest ladder takes "

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from llm_core.artifacts import new_product
 from llm_core.contract import BadInput
+from llm_core.scaling.devices import TABLE
 from llm_core.scaling.ladder import Ladder, Rung, design
 from llm_core.scaling.laws import Law, read_law
 from llm_core.scaling.recipe import model_of
-from tasks import ladder, planning, tracking
+from tasks import experiments, ladder, planning, tracking
+from tasks.display import TerminalDisplay
 from tasks.session import open_session
 from tasks.workspace import Workspace
+
+
+@pytest.fixture
+def project(root: Path, tmp_path: Path) -> Path:
+    """A main workspace without products."""
+    folder = tmp_path / "project"
+    experiments.make_workspace(root, folder, (root / "params.yaml").read_text(), cache=folder / ".dvc" / "cache")
+    return folder
 
 
 def test_a_rung_is_an_experiment_that_is_run_once(workspace: Workspace) -> None:
@@ -42,6 +55,25 @@ def test_a_rung_is_an_experiment_that_is_run_once(workspace: Workspace) -> None:
             ladder.design.fn(session, workspace.product("shards"), minutes=0.001)
         with pytest.raises(BadInput, match="above 0"):
             ladder.design.fn(session, workspace.product("shards"), minutes=0)
+
+
+def test_a_ladder_that_goes_on_is_the_same_ladder(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measured speed decides how large it is, but only the first time."""
+    shards = tmp_path / "shards"
+    with new_product(shards, "shards") as folder:
+        (folder / "train.bin").write_bytes(b"x")
+    data = SimpleNamespace(vocab_size=8192, facts={"splits": {"train": {}}}, tokens=lambda split: range(50_000_000))
+    monkeypatch.setattr(ladder.Shards, "open", lambda path: data)
+    session: Any = SimpleNamespace(space=Workspace.at(project), display=TerminalDisplay())
+    (project / ".groundup").mkdir()
+    monkeypatch.setattr(ladder, "this_machine", lambda *_, **__: TABLE["cpu-8"])
+    first = ladder.design.fn(session, shards, minutes=60.0)
+    monkeypatch.setattr(ladder, "this_machine", lambda *_, **__: TABLE["cpu-2"])
+    assert ladder.design.fn(session, shards, minutes=60.0) == first
+    other = ladder.design.fn(session, shards, minutes=61.0)
+    assert other.flops < first.flops
 
 
 def test_what_a_ladder_teaches_is_kept_for_plans(workspace: Workspace) -> None:
