@@ -78,7 +78,7 @@ def run_ranks(
         env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
     )
     try:
-        failed = _relay(folder / "events.jsonl", child, tell)
+        failed = _relay(folder / "events.jsonl", child, tell, ranks)
     finally:
         _end(child)
     if failed:
@@ -91,15 +91,23 @@ def run_ranks(
     return report
 
 
-def _relay(path: Path, child: subprocess.Popen[bytes], tell: Callable[[Event], None]) -> dict[str, Any] | None:
-    """Pass on the ranks' events until they have ended; the first rank's failure, if any."""
+def _relay(
+    path: Path, child: subprocess.Popen[bytes], tell: Callable[[Event], None], ranks: int
+) -> dict[str, Any] | None:
+    """Pass on the ranks' events until they have ended; the first rank's failure, if any.
+
+    Once all have said that they stopped, all is saved: torchrun, which would take its time, is killed.
+    """
     failed: dict[str, Any] | None = None
-    stopping = False
+    stopping, stopped = False, 0
     last: Event = Progress(0, None, "ranks")
     spoken = time.monotonic()
     for line in _lines(path, child):
         if line is not None and line["kind"] in ("failed", "stopped"):
             failed = failed or line
+            stopped += line["kind"] == "stopped"
+            if stopped == ranks:
+                child.kill()
             continue
         if line is not None:
             event = KINDS[line.pop("kind")](**line)
@@ -187,6 +195,7 @@ def main(arguments: list[str]) -> int:
         if ranks.first:
             file.with_name("report.json").write_text(json.dumps(asdict(report)))
     except Stop:
+        distributed.leave()
         voice.say("stopped")
         return 0
     except Exception as error:

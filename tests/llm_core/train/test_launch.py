@@ -38,7 +38,7 @@ def speaking(path: Path, lines: list[dict[str, Any]], code: int = 0) -> subproce
 def test_events_are_relayed_as_they_were(tmp_path: Path) -> None:
     heard: list[Event] = []
     child = speaking(tmp_path / "events", LINES)
-    assert launch._relay(tmp_path / "events", child, heard.append) is None
+    assert launch._relay(tmp_path / "events", child, heard.append, 2) is None
     told = [event for event in heard if event != Progress(0, None, "ranks")]
     assert told == [
         Note("hello"), Progress(1, 2, "steps", {"loss": 2.5}), Metric(1, {"train/loss": 2.5}), Resumed(1)
@@ -51,7 +51,7 @@ def test_the_first_failure_of_a_rank_is_the_stages(bad_input: bool, error: type,
         {"kind": "failed", "text": "passes: too few", "bad_input": bad_input},
         {"kind": "failed", "text": "connection closed by peer", "bad_input": False},
     ]
-    failed = launch._relay(tmp_path / "events", speaking(tmp_path / "events", lines, 1), lambda _: None)
+    failed = launch._relay(tmp_path / "events", speaking(tmp_path / "events", lines, 1), lambda _: None, 2)
     assert failed is not None
     with pytest.raises(error, match=r"^passes: too few$"):
         raise launch._error(failed)
@@ -63,10 +63,17 @@ def test_a_listener_that_stops_ends_the_ranks(tmp_path: Path) -> None:
 
     (tmp_path / "events").write_text(json.dumps(LINES[0]) + "\n")
     child = subprocess.Popen([sys.executable, "-c", "import time\nfor _ in range(600): time.sleep(0.1)"])
-    failed = launch._relay(tmp_path / "events", child, stop)
+    failed = launch._relay(tmp_path / "events", child, stop, 2)
     assert failed is not None
     assert isinstance(launch._error(failed), Stop)
     assert child.returncode == -15
+
+
+def test_once_all_ranks_have_stopped_nobody_waits_for_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "events").write_text(2 * '{"kind": "stopped"}\n')
+    child = subprocess.Popen([sys.executable, "-c", "import time\nfor _ in range(6000): time.sleep(0.1)"])
+    assert launch._relay(tmp_path / "events", child, lambda _: None, 2) == {"kind": "stopped"}
+    assert child.returncode == -9
 
 
 def config(**changes: object) -> PretrainConfig:
