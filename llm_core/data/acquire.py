@@ -61,7 +61,7 @@ def run(config: AcquireConfig, *, out: Path, scratch: Path, emit: Emit) -> Repor
             unreadable += [{"source": source.name, **row} for row in gathered.unreadable]
             if not any(counts.get(unit) for unit in ("pages", "documents", "dialogues", "preferences")):
                 raise BadInput(f"acquire.sources: {source.name!r} gave nothing ({_how_it_ended(counts)})")
-            about = {"kind": source.kind, "licence": source.licence, "weight": getattr(source, "weight", 1.0)}
+            about = {"kind": source.kind, "licence": source.licence, "weight": source.weight}
             facts["sources"][source.name] = {**about, **counts, **gathered.facts}
             ended = endings(crawls[-1]) if crawls and crawls[-1].source == source.name else {}
             table.append({"source": source.name, "kind": source.kind, "licence": source.licence, **counts, **ended})
