@@ -17,6 +17,7 @@ from torch import Tensor
 from llm_core.artifacts import dump_json
 from llm_core.contract import BadInput
 from llm_core.model import huggingface
+from llm_core.model.config import ModelConfig
 from llm_core.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
@@ -54,7 +55,7 @@ def load_model(folder: Path) -> Transformer:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise BadInput(f"{config_path}: no model here")
-    config = huggingface.from_config(json.loads(config_path.read_text()))
+    config = _config(config_path)
     with torch.random.fork_rng(devices=[]):
         model = Transformer(config)
     wanted = model.state_dict()
@@ -68,8 +69,22 @@ def load_model(folder: Path) -> Transformer:
         if state[name].shape != value.shape:
             shapes = f"{tuple(state[name].shape)}, config.json says {tuple(value.shape)}"
             raise BadInput(f"{folder / WEIGHTS}: tensor {name!r} is {shapes}")
+        if not state[name].dtype.is_floating_point:
+            kind = str(state[name].dtype).removeprefix("torch.")
+            raise BadInput(f"{folder / WEIGHTS}: tensor {name!r} holds {kind}, not floating-point numbers")
     model.load_state_dict({name: state[name].float() for name in wanted})
     return model.eval()
+
+
+def _config(path: Path) -> ModelConfig:
+    try:
+        return huggingface.from_config(json.loads(path.read_text()))
+    except ValueError as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{path}: not JSON ({error})") from error
+    except KeyError as missing:
+        raise BadInput(f"{path}: has no {missing}, which the model's shape needs") from missing
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -73,12 +73,36 @@ def to_config(config: ModelConfig, end_id: int | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_ONLY: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "mlp_bias": (False,),
+    "use_sliding_window": (False,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "rope_scaling": (None,),
+}
+"""Settings of `transformers` that change what a model computes, and the values that ours computes."""
+
+
+def _refuse_what_computes_otherwise(found: dict[str, Any]) -> None:
+    """Such a model would load and give other logits."""
+    for name, known in _ONLY.items():
+        if name in found and found[name] not in known:
+            raise BadInput(f"config.json: {name} {found[name]!r} is not supported, only {known[0]!r}")
+    rope = found.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise BadInput(f"config.json: rope_parameters of type {rope['rope_type']!r} are not supported, only 'default'")
+
+
 def from_config(found: dict[str, Any]) -> ModelConfig:
     """The model described by a config.json. Raises `BadInput` for an architecture that we do not have."""
     kinds = {kind: architecture for architecture, (kind, _) in ARCHITECTURES.items()}
     architecture = kinds.get(str(found.get("model_type")))
     if architecture is None:
         raise BadInput(f"config.json: model_type {found.get('model_type')!r} is none of {', '.join(kinds)}")
+    _refuse_what_computes_otherwise(found)
     if architecture == "gpt2":
         return ModelConfig.preset(
             "gpt2", vocab_size=found["vocab_size"], width=found["n_embd"], layers=found["n_layer"],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llm_core.contract import BadInput
 from llm_core.model.checkpoint import load_model, save_model
@@ -52,13 +53,20 @@ def test_transformers_opens_the_directory_and_gives_the_same_logits(name: str, t
     assert torch.allclose(theirs.eval()(TOKENS).logits, model(TOKENS), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 @torch.no_grad()
-def test_a_directory_saved_by_transformers_opens_here(name: str, tmp_path: Path) -> None:
+def test_a_directory_saved_by_transformers_opens_here(name: str, tied: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     common = {"num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 70, "hidden_size": 32}
-    gated = common | {"num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 48, "head_dim": 8}
+    gated = common | {
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "max_position_embeddings": 48,
+        "head_dim": 8,
+        "tie_word_embeddings": tied,
+    }
     config = {
         "gpt2": lambda: transformers.GPT2Config(**common, n_positions=48),
         "llama": lambda: transformers.LlamaConfig(**gated),
@@ -97,4 +105,35 @@ def test_broken_directories_are_refused_with_the_reason(tmp_path: Path) -> None:
         load_model(tmp_path)
     config.write_text(json.dumps(told | {"model_type": "mamba"}))
     with pytest.raises(BadInput, match="'mamba'"):
+        load_model(tmp_path)
+    config.write_text("{")
+    with pytest.raises(BadInput, match=r"config\.json: not JSON"):
+        load_model(tmp_path)
+    config.write_text(json.dumps({name: value for name, value in told.items() if name != "hidden_size"}))
+    with pytest.raises(BadInput, match=r"config\.json: has no 'hidden_size'"):
+        load_model(tmp_path)
+    config.write_text(json.dumps(told))
+    state = load_file(weights)
+    save_file(state | {"model.norm.weight": torch.ones(32, dtype=torch.int32)}, weights)
+    with pytest.raises(BadInput, match=r"tensor 'model\.norm\.weight' holds int32, not floating-point"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "foreign"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}),
+        ("llama", {"mlp_bias": True}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("qwen3", {"use_sliding_window": True}),
+        ("gpt2", {"activation_function": "relu"}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ],
+)
+def test_a_model_that_computes_otherwise_is_refused(name: str, foreign: dict[str, object], tmp_path: Path) -> None:
+    """It would load and give other logits."""
+    save_model(make(name), tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | foreign))
+    with pytest.raises(BadInput, match=next(iter(foreign))):
         load_model(tmp_path)
