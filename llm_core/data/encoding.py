@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,35 +80,38 @@ def _load(folder: Path, digest: str) -> Tokenizer:  # noqa: ARG001  (it tells on
     return Tokenizer.load_tiktoken(folder)
 
 
-@dataclass(slots=True)
 class _Gathering:
-    ids: list[Array] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    more: list[bool] = field(default_factory=list)
-    text_bytes: int = 0
-    more_bytes: int = 0
+    """Documents of one source and split, packed as they come: the encoder's own arrays are freed at once."""
 
-    def add(self, ids: Array, end: Array, size: int, more: bool) -> None:
-        self.ids.append(ids)
-        self.ids.append(end)
-        self.lengths.append(len(ids) + 1)
-        self.more.append(more)
-        self.text_bytes += size
+    def __init__(self, dtype: str, end_id: int) -> None:
+        self._ids, self._end, self._end_id = np.empty(1 << 16, dtype=dtype), 0, end_id
+        self._lengths, self._more = array("L"), array("b")
+        self._text_bytes, self._more_bytes = 0, 0
+
+    def add(self, ids: Array, size: int, more: bool) -> None:
+        stop = self._end + len(ids)
+        if stop >= len(self._ids):
+            self._ids = np.resize(self._ids, 2 * (stop + 1))
+        self._ids[self._end : stop] = ids
+        self._ids[stop] = self._end_id
+        self._lengths.append(stop + 1 - self._end)
+        self._more.append(more)
+        self._end = stop + 1
+        self._text_bytes += size
         if more:
-            self.more_bytes += size
+            self._more_bytes += size
 
-    def part(self, source: str, split: str, dtype: str) -> Part:
-        ids = np.concatenate(self.ids, dtype=dtype, casting="unsafe")
-        lengths, more = np.asarray(self.lengths, dtype="u4"), np.asarray(self.more, dtype=bool)
-        return Part(source, split, ids, lengths, more, self.text_bytes, self.more_bytes)
+    def part(self, source: str, split: str) -> Part:
+        lengths, more = np.asarray(self._lengths, dtype="u4"), np.asarray(self._more, dtype=bool)
+        return Part(source, split, self._ids[: self._end], lengths, more, self._text_bytes, self._more_bytes)
 
 
 def encode_documents(job: tuple[Slice, Plan]) -> Encoded:
     """Encode the documents of a slice, each with the end token behind it; empty ones are counted and left out."""
     piece, plan = job
     tokenizer = _load(*plan.tokenizer)
-    end = np.array([tokenizer.end_id], dtype=np.uint32)
-    found: dict[tuple[str, str], _Gathering] = defaultdict(_Gathering)
+    dtype = dtype_for(tokenizer.vocab_size)
+    found: dict[tuple[str, str], _Gathering] = defaultdict(lambda: _Gathering(dtype, tokenizer.end_id))
     compared: dict[str, Comparison] = defaultdict(Comparison)
     total, empty = 0, 0
     for batch in read(piece, ("id", "source", "split", "text")):
@@ -123,12 +127,11 @@ def encode_documents(job: tuple[Slice, Plan]) -> Encoded:
                 empty += 1
                 continue
             ids = tokenizer.encode_array(text)
-            found[source, split].add(ids, end, size, times > int(weight))
+            found[source, split].add(ids, size, times > int(weight))
             if plan.reference is not None and _is_compared(plan, key, source, split):
                 reference = _load(*plan.reference).encode_array(text)
                 compared[source].add(Comparison(size, len(ids), len(reference)))
-    dtype = dtype_for(tokenizer.vocab_size)
-    parts = [gathering.part(source, split, dtype) for (source, split), gathering in found.items()]
+    parts = [gathering.part(source, split) for (source, split), gathering in found.items()]
     uses = _uses([part.ids for part in parts if part.split == "train"], tokenizer)
     return Encoded(parts, uses, total, empty, dict(compared))
 
