@@ -46,10 +46,14 @@ def run(ranks: int, *arguments: object) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
+Losses = dict[str, dict[int, float]]
+
+
 @pytest.fixture(scope="module")
-def alone(job: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    losses: dict[int, float] = job.train(tmp_path_factory.mktemp("alone"), Ranks())[0]
-    return losses
+def alone(job: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Losses:
+    """What one process alone gets with each of the two models."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {name: job.train(folder / name, Ranks(parallel=name))[0] for name in ("ddp", "fsdp")}  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +68,19 @@ def losses_of(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_train_as_one_does(parallel: str, two: Path, alone: dict[int, float]) -> None:
-    """Dropout, Muon, uneven passes: the losses of all steps agree, so all gradients and updates did."""
-    assert losses_of(two / parallel) == pytest.approx(alone, abs=TOLERANCE)
-    assert alone[1] - alone[12] > 0.05, "nothing was learnt, so nothing was compared"
+def test_two_ranks_train_as_one_does(parallel: str, two: Path, alone: Losses) -> None:
+    """Dropout, Muon, uneven shares: the losses of all steps agree, so all gradients and updates did."""
+    assert losses_of(two / parallel) == pytest.approx(alone[parallel], abs=TOLERANCE)
+    assert alone[parallel][1] - alone[parallel][12] > 0.05, "nothing was learnt, so nothing was compared"
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_what_two_ranks_saved_continues_on_one(
-    parallel: str, two: Path, alone: dict[int, float], job: ModuleType
-) -> None:
+def test_what_two_ranks_saved_continues_on_one(parallel: str, two: Path, alone: Losses, job: ModuleType) -> None:
     """Stopped by a signal that only one rank got; the data go on in the same order."""
     assert json.loads((two / parallel / "points.json").read_text())[-1] == f"step-{job.STOP_AFTER:08d}"
-    losses, _ = job.train(two / parallel / "stopped", Ranks())
+    losses, _ = job.train(two / parallel / "stopped", Ranks(parallel=parallel))
     assert min(losses) == job.STOP_AFTER + 1
-    assert losses == pytest.approx({step: alone[step] for step in losses}, abs=TOLERANCE)
+    assert losses == pytest.approx({step: alone[parallel][step] for step in losses}, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.soak)])
@@ -100,10 +102,10 @@ def test_two_ranks_killed_end_with_the_same_bytes(parallel: str, two: Path, tmp_
 
 
 @pytest.mark.soak
-def test_four_ranks_train_as_one_does(tmp_path: Path, alone: dict[int, float]) -> None:
+def test_four_ranks_train_as_one_does(tmp_path: Path, alone: Losses) -> None:
     run(4, tmp_path, "equal")
     for parallel in ("ddp", "fsdp"):
-        assert losses_of(tmp_path / parallel) == pytest.approx(alone, abs=TOLERANCE)
+        assert losses_of(tmp_path / parallel) == pytest.approx(alone[parallel], abs=TOLERANCE)
 
 
 def test_passes_that_cannot_be_shared_are_refused() -> None:

@@ -185,27 +185,44 @@ def test_figures_of_speed_come_with_the_others(tmp_path: Path) -> None:
     assert last["train/memory_gb"] > 0.05
 
 
+def fit_small(folder: Path, lanes: int, **options: object) -> Transformer:
+    """A small Transformer after six steps, with dropout where there is one lane."""
+    folder.mkdir()
+    tokens = np.random.default_rng(0).integers(0, 64, 2000)
+    torch.manual_seed(0)
+    shape = {"layers": 2, "heads": 2, "width": 16, "context": 16, "dropout": 0.1 if lanes == 1 else 0.0}
+    model = Transformer(ModelConfig.preset("seed", vocab_size=64, **shape))
+    fit(
+        model,
+        batch=PageBatches(Windows(lambda _: tokens, 16, 7), None, 0.0, rows=6, parts=2),
+        objective=next_token_loss,
+        optimizer=make_optimizer(model, OptimizerOptions(learning_rate=0.01)),
+        schedule=lambda _: 1.0,
+        options=LoopOptions(steps=6, accumulate=2, lanes=lanes, **options),  # type: ignore[arg-type]
+        scratch=folder,
+        emit=lambda _: None,
+    )
+    assert all("forward" not in vars(module) for module in model.modules()), "blocks are left as they came"
+    return model
+
+
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_recomputed_activations_give_the_same_bytes(lanes: int, tmp_path: Path) -> None:
-    tokens = np.random.default_rng(0).integers(0, 64, 2000)
-
-    def trained(recompute: bool, folder: Path) -> Transformer:
-        folder.mkdir()
-        torch.manual_seed(0)
-        shape = {"layers": 2, "heads": 2, "width": 16, "context": 16, "dropout": 0.1 if lanes == 1 else 0.0}
-        model = Transformer(ModelConfig.preset("seed", vocab_size=64, **shape))
-        fit(
-            model,
-            batch=PageBatches(Windows(lambda _: tokens, 16, 7), None, 0.0, rows=6, parts=2),
-            objective=next_token_loss,
-            optimizer=make_optimizer(model, OptimizerOptions(learning_rate=0.01)),
-            schedule=lambda _: 1.0,
-            options=LoopOptions(steps=6, accumulate=2, lanes=lanes, recompute=recompute),
-            scratch=folder,
-            emit=lambda _: None,
-        )
-        assert all("forward" not in vars(module) for module in model.modules()), "blocks are left as they came"
-        return model
-
-    kept, again = trained(False, tmp_path / "a"), trained(True, tmp_path / "b")
+    kept, again = fit_small(tmp_path / "a", lanes), fit_small(tmp_path / "b", lanes, recompute=True)
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), again.parameters(), strict=True))
+
+
+def test_traced_and_recomputed_blocks_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated as a compiler would have it; what it makes of that is a GPU's test."""
+    real, seen = torch.compile, list[Callable[..., object]]()
+
+    def traced(function: Callable[..., object], **options: object) -> object:
+        seen.append(function)
+        assert options == {"dynamic": False}
+        return real(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    plain = fit_small(tmp_path / "a", 1)
+    both = fit_small(tmp_path / "b", 1, recompute=True, compiled=True)
+    assert len(seen) == 1
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain.parameters(), both.parameters(), strict=True))
