@@ -80,8 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     size = TINY if asked.tiny else FULL
     machine = prepare(device=asked.device)
-    if machine.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
     compiled = machine.device.type == "cuda" if asked.compile is None else asked.compile == "on"
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(asked.pairs):

@@ -170,6 +170,8 @@ class PretrainConfig(LoopSettings):
     """Steps between evaluations on held-out pages."""
     evaluate_tokens: int = Field(default=10_000, ge=1)
     """Tokens of held-out pages that an evaluation in between looks at; the last one takes all."""
+    keep_best: bool = False
+    """Whether to end with the weights of the lowest held-out loss among the evaluations, instead of the last ones."""
     save_every_seconds: float = Field(default=30.0, gt=0)
     """Seconds between resume points."""
     law: LawSettings = LawSettings()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llm_core.contract import BadInput
 from llm_core.model.transformer import Transformer
-from llm_core.train.fused_loss import ROWS, fused_cross_entropy
+from llm_core.train.fused_loss import fused_cross_entropy
 from llm_core.train.gradients import Loss
 from llm_core.train.loss import cross_entropy
 from llm_core.train.machine import Machine
@@ -46,7 +46,7 @@ def next_token_loss(model: Transformer, batch: TokenBatch, z_loss: float = 0.0) 
         rows_N = found.to(device)
         hidden_ND, targets_N = hidden_ND[rows_N], targets_N[rows_N]
     whole = batch.mask_BT is None and model.training and device.type == "cuda"
-    entropy = fused_cross_entropy if whole and len(targets_N) % ROWS == 0 else cross_entropy
+    entropy = fused_cross_entropy if whole else cross_entropy
     total = entropy(hidden_ND, model.head_weight, targets_N, softcap=model.config.softcap, z_loss=z_loss)
     return Loss(total, float(len(targets_N)), tokens=batch.inputs_BT.numel())
 

@@ -262,6 +262,8 @@ class _Run(Generic[ModelT, BatchT]):
                 measured = dict(self.evaluation(self.model))
         figures: dict[str, float] = self.ranks.share(measured)
         state, name = self.fit, self.options.keep_best_by
+        if name is not None and name not in figures:
+            raise BadInput(f"the best weights cannot be told: nothing is held out to find {name!r} on")
         state.last |= figures
         state.evaluated = state.steps
         if name is None or not state.best or figures[name] < state.best[name]:
@@ -317,11 +319,13 @@ def fit(
     """
     ranks = ranks or Ranks()
     ranks.check(options.accumulate)
-    device = next(model.parameters()).device
+    device, precision = next(model.parameters()).device, precision or Precision()
+    if device.type == "cuda" and precision.name != "fp32":
+        torch.set_float32_matmul_precision("high")  # what is left in fp32, such as Muon's products
     with ExitStack() as stack:
         if device.type == "cuda":
             batch = stack.enter_context(closing(Prefetched(batch, device, ranks.world)))
-        arguments = (model, batch, objective, precision or Precision(), options.seed)
+        arguments = (model, batch, objective, precision, options.seed)
         passes = stack.enter_context(closing(_passes(arguments, options, ranks)))
         form = {"recompute": options.recompute, "compiled": options.compiled}
         stack.enter_context(training_form(passes.trained, **form, by_block=isinstance(passes, Sharded)))

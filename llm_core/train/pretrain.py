@@ -88,7 +88,12 @@ def _train(
         objective=next_token_loss_on(machine, config.z_loss),
         optimizer=lambda trained: make_optimizer(trained, optimizer),
         schedule=make_schedule(steps=config.steps, **config.schedule.model_dump()),
-        options=LoopOptions.of(config, machine, flops_per_token=model.config.flops_per_token()),
+        options=LoopOptions.of(
+            config,
+            machine,
+            flops_per_token=model.config.flops_per_token(),
+            keep_best_by="validation/loss" if config.keep_best else None,
+        ),
         scratch=scratch,
         emit=emit,
         evaluate=lambda model: _glance(model, data, config.evaluate_tokens, machine),

@@ -171,6 +171,11 @@ def test_it_saves_before_it_evaluates_and_keeps_the_best_and_the_last(tmp_path: 
     ]  # fmt: skip
 
 
+def test_the_best_weights_need_something_held_out(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="nothing is held out to find 'validation/loss' on"):
+        fit_line(tmp_path, evaluate=lambda _: {}, keep_best_by="validation/loss")
+
+
 def test_figures_of_speed_come_with_the_others(tmp_path: Path) -> None:
     def counted(model: Line, batch: Tensor) -> Loss:
         loss = distance(model, batch)
