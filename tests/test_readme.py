@@ -25,7 +25,7 @@ from tasks.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = (ROOT / "README.md", ROOT / "docs" / "ARCHITECTURE.md", ROOT / "docs" / "data.md", ROOT / "benchmarks" / "README.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/ARCHITECTURE.md", "docs/data.md", "benchmarks/README.md"))
 
 STORY = {
     "groundup --help": r"Build a language model from the ground up",
