@@ -12,7 +12,8 @@ from llm_core.data.rules import rule_for
 
 PAGE = b"""<!DOCTYPE html><html><head><title>Head</title></head><body><nav>Menu of the site</nav><main class=post>
 <h1>A heading of a certain length</h1><div class=ad>Buy this now</div><p>First <b>bold</b> paragraph.</p>
-<p>Second one.</p><section><p>Inside a section.</p></section></main><time datetime="2021-02-03">yesterday</time></body></html>"""
+<p>Second one.</p>
+<section><p>Inside a section.</p></section></main><time datetime="2021-02-03">yesterday</time></body></html>"""
 
 
 def write(folder: Path, name: str, text: str) -> None:
