@@ -91,7 +91,7 @@ def learn(session: Session, ladder: parts.Ladder, losses: dict[str, float], shar
     """Fit the law and keep it in scaling/law.json, with the digest of the shards that it is of."""
     data = Shards.open(shards)
     tokens = distinct_tokens(data.facts, len(data.tokens("train")))
-    source = f"{len(losses)} runs on {tokens:,} tokens of a vocabulary of {data.vocab_size:,}"
+    source = f"runs on {tokens:,} training tokens, vocabulary {data.vocab_size:,}"
     study = parts.learn(ladder, losses, name="own ladder", source=source)
     facts = study.facts() | {"shards": artifacts.digest(shards), "vocab_size": data.vocab_size, "tokens": tokens}
     write_law(session.space.project / LAW, study.law, facts)
