@@ -12,6 +12,8 @@ from torch import Tensor
 
 WINDOW = 128
 """Accepted losses that a new one is compared with; it is judged once half of them are there."""
+LEAST_DEVIATION = 0.02
+"""In nats: losses that hardly differ, of a model that has learnt all there is, say nothing of what is usual."""
 
 
 class Guard:
@@ -31,6 +33,7 @@ class Guard:
         count = known.sum()
         mean = torch.nan_to_num(self.losses).sum() / count
         deviation = (torch.where(known, self.losses - mean, 0.0).square().sum() / count).sqrt()
-        good &= (count < WINDOW // 2) | (loss <= mean + self.sigma * deviation)
+        usual = mean + self.sigma * deviation.clamp(min=LEAST_DEVIATION)
+        good &= (count < WINDOW // 2) | (loss <= usual)
         self.losses[step % WINDOW] = torch.where(good, loss.double(), torch.nan)
         return good

@@ -181,7 +181,8 @@ class _Run(Generic[ModelT, BatchT]):
             self.tell(Note(f"step {step}: {why}; step left out"))
         if state.skipped_in_a_row >= MOST_SKIPPED:
             raise FloatingPointError(
-                f"{MOST_SKIPPED} steps in a row left out, the last as {why}: lower the learning rate"
+                f"{MOST_SKIPPED} steps in a row left out, the last as {why}: lower the learning rate, or take spikes "
+                "as they come with spike_sigma 0"
             )
 
     def _base_rate(self) -> float:

@@ -30,7 +30,7 @@ def test_a_spike_is_left_out_and_does_not_move_the_measure() -> None:
     calm(guard, 100)
     for step in range(100, 130):
         assert not judge(guard, step, 3.5)
-    assert judge(guard, 130, 3.2)
+    assert judge(guard, 130, 3.3)
     assert judge(guard, 131, 0.1), "a fall is no spike"
 
 
@@ -41,3 +41,10 @@ def test_without_sigma_or_before_half_a_window_any_loss_is_taken() -> None:
     young = Guard(CPU, 6.0)
     calm(young, WINDOW // 2 - 1)
     assert judge(young, WINDOW // 2, 1e6)
+
+
+def test_losses_that_hardly_differ_make_no_spike_of_a_ripple() -> None:
+    guard = Guard(CPU, 6.0)
+    assert all(judge(guard, step, 1e-4) for step in range(150))
+    assert judge(guard, 150, 0.1)
+    assert not judge(guard, 151, 0.2)
