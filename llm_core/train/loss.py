@@ -40,8 +40,8 @@ class _Tile:
     first: int
     probability_MC: Tensor
     slope_of_cap_MC: Tensor | None
-    rows: Tensor
-    columns: Tensor
+    places: Tensor
+    """Where the targets stand in the flattened tile."""
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -103,11 +103,12 @@ def _tiles(
             slope_of_cap = 1 - share.square()
             logits_MC = share.mul_(options.softcap)
         rows, columns = _targets_within(targets_M, first, len(part_CD), whole=len(part_CD) == len(weight_VD))
-        wanted_M[rows] = logits_MC[rows, columns]
+        places = rows * len(part_CD) + columns
+        wanted_M.index_copy_(0, rows, logits_MC.view(-1).index_select(0, places))
         highest_M = logits_MC.amax(dim=1)
         probability = torch.softmax(logits_MC, dim=1, out=logits_MC)
         sums.append(highest_M - probability.amax(dim=1).log())
-        tiles.append(_Tile(first, probability, slope_of_cap, rows, columns))
+        tiles.append(_Tile(first, probability, slope_of_cap, places))
     return tiles, torch.stack(sums), wanted_M
 
 
@@ -124,7 +125,7 @@ def _slope(tile: _Tile, scale_M: Tensor | None, kind: torch.dtype) -> Tensor:
     slope = tile.probability_MC
     if scale_M is not None:
         slope.mul_(scale_M[:, None])
-    slope[tile.rows, tile.columns] -= 1
+    slope.view(-1).index_add_(0, tile.places, slope.new_full(tile.places.shape, -1.0))
     if tile.slope_of_cap_MC is not None:
         slope.mul_(tile.slope_of_cap_MC)
     return slope.to(kind)
