@@ -1,18 +1,20 @@
 """How many tokens a second this machine trains, found by doing it for a moment.
 
 The passes of a step cost in proportion to their tokens, the optimiser's update does not, so the two are timed apart: a
-few passes over one sequence or so then tell what a step of any batch takes. What is timed is what training runs: the
-same model, objective, optimiser and lanes. Random tokens; weights that are thrown away.
+few steps of one sequence or so then tell what a step of any batch takes. What is timed is the training loop itself, on
+random tokens and weights that are thrown away.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -21,8 +23,9 @@ from llm_core.model.transformer import Transformer
 from llm_core.scaling.devices import Device, Speed, recognised
 from llm_core.scaling.recipe import batch_tokens, model_of
 from llm_core.train.batches import TokenBatch, next_token_loss_on
+from llm_core.train.loop import LoopOptions, fit
 from llm_core.train.machine import Machine
-from llm_core.train.optim import OptimizerOptions, make_optimizer
+from llm_core.train.optim import OptimizerOptions, Optimizers, make_optimizer
 
 WIDTHS = {"cpu": (32, 64, 128, 256, 512), "cuda": (128, 256, 512, 1024, 1536)}
 """Sizes at which a machine is measured; each with the depth and heads of `scaling.recipe`."""
@@ -50,7 +53,7 @@ class StepTime:
 def measure_step(
     shape: ModelConfig, machine: Machine, options: OptimizerOptions, *, rows: int = 8, seconds: float = 1.0
 ) -> StepTime:
-    """Time passes of at most `rows` sequences a lane, and updates, for about `seconds` on this machine's CPU or GPU.
+    """Time steps of at most `rows` sequences a lane, and updates, for about `seconds` on this machine's CPU or GPU.
 
     Takes longer only if a single pass does. Leaves torch's random state on the CPU as it was.
     """
@@ -60,24 +63,34 @@ def measure_step(
         affordable = seconds / 6 * GUESSED_FLOPS[machine.device.type] / (shape.flops_per_token() * shape.context)
         rows = max(1, min(rows, int(affordable)))
         inputs_BT = torch.randint(shape.vocab_size, (rows, shape.context))
-        batch = TokenBatch(inputs_BT, inputs_BT.roll(-1, 1))
-        objective, optimizer = next_token_loss_on(machine), make_optimizer(model, options)
-        parameters = optimizer.parameters
-
-        def one_pass(_: int) -> list[torch.Tensor]:
-            total = objective(model, batch).total / (rows * shape.context)
-            return list(torch.autograd.grad(total, parameters, materialize_grads=True))
-
-        with ThreadPoolExecutor(machine.lanes) as pool:
-            gradients = list(pool.map(one_pass, range(machine.lanes)))  # the first pass of a shape is not a fair one
-            passes = _median_seconds(lambda: list(pool.map(one_pass, range(machine.lanes))), 0.8 * seconds, machine)
-            for parameter, gradient in zip(parameters, gradients[0], strict=True):
-                parameter.grad = gradient
-            optimizer.step(1e-6, pool)
-            update = _median_seconds(lambda: optimizer.step(1e-6, pool), 0.2 * seconds, machine)
-        return StepTime(passes / (rows * machine.lanes), update, shape.context)
+        batch, optimizer = TokenBatch(inputs_BT, inputs_BT.roll(-1, 1)), make_optimizer(model, options)
+        _train(model, batch, optimizer, machine, 1)  # the first step of a shape is not a fair one
+        step = _train(model, batch, optimizer, machine, 1)
+        step = _train(model, batch, optimizer, machine, max(1, min(200, int(0.8 * seconds / step))))
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        update = _median_seconds(lambda: optimizer.step(1e-6), 0.1 * seconds, machine)
+        return StepTime(max(step - update, 0.1 * step) / (rows * machine.lanes), update, shape.context)
     finally:
         torch.random.set_rng_state(state)
+
+
+def _train(model: Transformer, batch: TokenBatch, optimizer: Optimizers, machine: Machine, steps: int) -> float:
+    """Seconds of a step of the training loop, one pass of `batch` on each lane."""
+    lanes = machine.lanes
+    with TemporaryDirectory() as scratch:
+        done = fit(
+            model,
+            batch=lambda _: batch,
+            objective=next_token_loss_on(machine),
+            optimizer=optimizer,
+            schedule=lambda _: 1e-6,
+            options=LoopOptions(steps, accumulate=lanes, lanes=lanes, save_every_seconds=math.inf),
+            scratch=Path(scratch),
+            emit=lambda _: None,
+            precision=machine.make_precision(),
+        )
+    return done.seconds / steps
 
 
 def _median_seconds(call: Callable[[], object], seconds: float, machine: Machine) -> float:
