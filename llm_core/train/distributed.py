@@ -95,10 +95,16 @@ def under_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def ranks_to_start(ranks: int) -> int:
-    """How many ranks this process has to start: as many as the settings ask for (0: one for each GPU), or none."""
+def ranks_to_start(ranks: int, passes: int) -> int:
+    """How many ranks this process has to start: as many as the settings ask for (0: one for each GPU), or none.
+
+    Raises `BadInput` if they cannot share the passes of a step.
+    """
     wanted = ranks or torch.cuda.device_count()
-    return wanted if wanted > 1 and not under_torchrun() else 0
+    if wanted <= 1 or under_torchrun():
+        return 0
+    Ranks(world=wanted).check(passes)
+    return wanted
 
 
 def join(parallel: Parallel = "ddp") -> Ranks:

@@ -32,7 +32,7 @@ LOOKED_AT = 256
 
 def run(config: SftConfig, *, base: Path, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Tune the base model, all its weights or low-rank additions to them, on the training dialogues."""
-    if started := ranks_to_start(config.ranks):
+    if started := ranks_to_start(config.ranks, config.passes):
         paths = {"base": base, "shards": shards, "out": out, "scratch": scratch}
         return Report(**run_ranks(__name__, config.model_dump(mode="json"), paths, started, emit))
     ranks = join(config.parallel)

@@ -126,5 +126,11 @@ def test_a_stage_with_two_sharded_ranks_makes_the_product(
     assert len(report.samples) == 4
     assert [event.done for event in events if isinstance(event, Progress) and event.unit == "steps"][-1] == 400
     assert read_manifest(tmp_path / "ranks" / "base", "base")
+
+
+def test_ranks_that_cannot_share_the_passes_are_refused_before_any_starts(
+    small_world: SimpleNamespace, tmp_path: Path
+) -> None:
     with pytest.raises(BadInput, match="3 passes cannot be shared by 2 ranks"):
-        run(small_world, tmp_path / "odd", config(ranks=2, passes=3))
+        run(small_world, tmp_path, config(ranks=2, passes=3))
+    assert not (tmp_path / "scratch" / "ranks").exists()
