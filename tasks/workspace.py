@@ -16,7 +16,7 @@ from typing import Any
 
 from llm_core import artifacts
 from llm_core.contract import BadInput, Config
-from llm_core.pipeline import Stage, product_path
+from llm_core.pipeline import PIPELINE, Stage, product_path
 from tasks import closure, params
 
 
@@ -48,8 +48,11 @@ class Workspace:
         return params.read(self.root / "params.yaml")
 
     def configs(self) -> dict[str, Config]:
-        """All sections, checked. Raises `BadInput`."""
-        return params.check(self.params, "params.yaml")
+        """All sections, checked. Raises `BadInput`, also for a stage's section that is not there: DVC wants each."""
+        checked = params.check(self.params, "params.yaml")
+        if missing := [row.verb for row in PIPELINE if not self.params.get(row.verb)]:
+            raise BadInput(f"params.yaml: section {missing[0]!r} is missing; write at least one of its settings")
+        return checked
 
     def config(self, verb: str) -> Config:
         """One section, checked. Raises `BadInput`."""

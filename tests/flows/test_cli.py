@@ -50,6 +50,14 @@ def test_a_wrong_file_names_itself(project: Path) -> None:
     assert "params.yaml: clean.workers = -1" in done.stderr
 
 
+def test_a_missing_section_is_named(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("sft:", "# sft:").replace("seed: 1\n\ncollect", "\ncollect"))
+    done = groundup("run", cwd=project)
+    assert done.returncode == 2
+    assert "section 'sft' is missing" in done.stderr
+
+
 def test_outside_a_project(tmp_path: Path) -> None:
     done = groundup("status", cwd=tmp_path)
     assert done.returncode == 2

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from llm_core import artifacts
+from llm_core.pipeline import VERBS
 from tasks import experiments
 from tasks.workspace import Workspace
 
@@ -75,6 +76,7 @@ def project(workspace: Workspace, root: Path, site: Site, tmp_path_factory: pyte
     content = {"acquire": {"sources": [source]}, "clean": {"sources": {"site": {"filters": filters}}},
                "tokenize": {"vocab_size": 300},
                "pretrain": {"steps": 2, "model": {"layers": 1, "width": 16, "heads": 1, "context": 32}}}  # fmt: skip
+    content |= {verb: {"seed": 1} for verb in VERBS if verb not in content}
     return experiments.make_workspace(root, folder, yaml.safe_dump(content), cache=folder / ".dvc" / "cache")
 
 
