@@ -47,8 +47,11 @@ class Trainer:
         )  # fmt: skip
         self.seconds: list[float] = []
         self.cpu: list[float] = []
+        self.first_step = self.memory = 0.0
+
+    def ready(self) -> None:
+        """Wait for the first step."""
         self.first_step = self.answer()["first_step"]
-        self.memory = 0.0
 
     def answer(self) -> dict[str, float]:
         """The next line of the child."""
@@ -100,6 +103,8 @@ def speed(config: str, allocator: bool, given: argparse.Namespace) -> dict[str, 
         for name in (f"ours_{given.architecture}", *PEERS):
             trainers[name] = Trainer(name, config, allocator, given, log)
             ended.callback(trainers[name].process.kill)
+        for trainer in trainers.values():
+            trainer.ready()
         for pair in range(given.pairs + 1):
             for trainer in trainers.values():
                 trainer.turn(STEPS[config], keep=pair > 0)
@@ -136,6 +141,7 @@ def start(given: argparse.Namespace) -> dict[str, Any]:
         for _ in range(3):
             for name in names:
                 trainer = Trainer(name, "S8", False, given, log)
+                trainer.ready()
                 found[name].append(round(trainer.first_step, 2))
                 trainer.end()
     medians = {name: statistics.median(values) for name, values in found.items()}
@@ -165,6 +171,12 @@ def quality(given: argparse.Namespace) -> dict[str, Any]:
                 raise SystemExit(done.stderr[-2000:])
             rows[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(name, seed, rows[name][-1], flush=True)
+        save("train_cpu", {"quality": _race(rows, given)})
+    return _race(rows, given)
+
+
+def _race(rows: dict[str, list[dict[str, float]]], given: argparse.Namespace) -> dict[str, Any]:
+    """The race so far."""
     means = {name: statistics.fmean(row["loss"] for row in found) for name, found in rows.items()}
     return {
         "runs": rows,

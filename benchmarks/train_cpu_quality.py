@@ -183,7 +183,7 @@ def main() -> None:
     peer.add_argument("--peer-decay", type=float, default=0.0)
     peer.add_argument("--compile", action="store_true")
     own = parser.add_argument_group("ours")
-    own.add_argument("--architecture", default="speedrun")
+    own.add_argument("--architecture", default="qwen3")
     for name, value in (
         ("rate", 0.004), ("embedding-rate", 0.05), ("matrix-rate", 0.02), ("decay", 0.0), ("matrix-decay", 0.0),
         ("beta1", 0.8), ("beta2", 0.95), ("momentum", 0.95), ("fall", 0.6),
