@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict
+try:
+    from pydantic import BaseModel, ConfigDict
+except ModuleNotFoundError:  # with torch and numpy alone models train; only settings need pydantic
+    BaseModel, ConfigDict = object, dict  # type: ignore[assignment,misc]
 
 
 class Config(BaseModel):

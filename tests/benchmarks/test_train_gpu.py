@@ -23,8 +23,8 @@ for step in range(3250):
     time.sleep(0.01)
     print(f"step:{step + 1}/3250 train_time:{step / 100:.3f}s step_avg:10.00ms")
 """
-ABSENT = ("prefect", "mlflow", "dvc", "pyarrow", "safetensors", "transformers", "tokenizers", "tiktoken", "datasets",
-          "psutil", "yaml", "xxhash", "rich", "typer")  # fmt: skip
+ABSENT = ("pydantic", "prefect", "mlflow", "dvc", "pyarrow", "safetensors", "transformers", "tokenizers", "tiktoken",
+          "datasets", "psutil", "yaml", "xxhash", "rich", "typer")  # fmt: skip
 
 
 def test_it_measures_both_with_nothing_but_torch_and_numpy(root: Path, tmp_path: Path) -> None:
