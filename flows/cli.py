@@ -213,6 +213,34 @@ def compare(
 
 
 @app.command()
+def plan(
+    hours: Annotated[float | None, typer.Option(help="Hours of training.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Floating-point operations.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Training tokens.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A device of the table, for example H100; without it this machine is measured.")
+    ] = None,
+    apply: Annotated[str | None, typer.Option(help="Write the plan as presets/NAME.yaml.", metavar="NAME")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """What a budget buys: model size, tokens, batch, learning rate, time, memory, expected loss; with sources."""
+    from flows import looking
+
+    looking.plan(_project(), hours, flops, tokens, device, apply, as_json=as_json)
+
+
+@app.command()
+def scaling(
+    minutes: Annotated[float, typer.Option(min=0.1, help="Training time of the ladder.")] = 5.0,
+    plan_hours: Annotated[float, typer.Option(min=0.01, help="Hours of the plan that follows.")] = 1.0,
+) -> None:
+    """Train a ladder of small models, fit their scaling law, and plan by it."""
+    from flows import running
+
+    typer.echo(running.scaling(_project(), minutes, plan_hours).as_uri())
+
+
+@app.command()
 def sync() -> None:
     """Send to MLflow what could not be sent while a stage ran."""
     from flows import running

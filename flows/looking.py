@@ -104,6 +104,33 @@ def dropped(space: Workspace, reason: str | None, limit: int | None) -> Iterator
     yield from islice(dropped_rows(corpus, reason), limit)
 
 
+def plan(
+    project: Path,
+    hours: float | None,
+    flops: float | None,
+    tokens: float | None,
+    device: str | None,
+    apply: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what a budget buys; with `apply` also write it as a preset."""
+    from rich.console import Console
+
+    from llm_core.scaling.planner import Budget
+    from tasks import planning
+
+    budget = Budget(hours=hours, flops=flops, tokens=tokens)
+    found = planning.plan(project, budget, device)
+    if as_json:
+        print(planning.as_json(found))
+    else:
+        planning.show(found, Console())
+    if apply:
+        path = planning.apply(project, found, apply)
+        Console(stderr=True).print(f"written: {path}; groundup run --preset {apply}", highlight=False)
+
+
 def lines(row: dict[str, Any]) -> str:
     """A row as aligned `name  value` lines."""
     width = max(len(name) for name in row)

@@ -74,6 +74,16 @@ def refresh(project: Path, *, build: bool, as_json: bool) -> int:
     return 0
 
 
+def scaling(project: Path, minutes: float, plan_hours: float) -> Path:
+    """Run the ladder's flow; the path of its page."""
+    Workspace.at(project).configs()
+    _start_servers(project)
+    from flows.scaling import scaling as scaling_flow
+
+    page: Path = scaling_flow(project, minutes, plan_hours)
+    return page
+
+
 def _start_servers(project: Path) -> None:
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
     # The terminal shows our own lines; Prefect's log lines go to its server, where the run's page shows them.

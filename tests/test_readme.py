@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ STORY = {
     "groundup status --run short": r"evaluate +fresh",
     "groundup compare main short": r"params.*results.*pretrain bits_per_byte",
     "groundup adopt short": r"now those of short",
+    "groundup plan --hours 1": r"tokens.*Hoffmann",
+    "groundup plan --hours 8 --device H100 --apply evening": r"tokens.*H100",
     "groundup run --preset tiny": r"tiny: .*gate: experiments are not promoted",
     "dvc status": r"up to date",
     "groundup up": r"worker: http",
@@ -69,7 +72,7 @@ DRY = {
 }
 """Run with `make -n`: what they start is run elsewhere (the job by tests/flows, these tests by `make test`)."""
 
-SOAK = {"groundup run --preset showcase", "groundup run --preset seed"}
+SOAK = {"groundup scaling --minutes 5", "groundup run --preset showcase", "groundup run --preset seed"}
 """Run by the tests that take longer, at the end of this file."""
 
 
@@ -150,6 +153,8 @@ def built(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Wor
     cache.symlink_to(workspace.root / ".dvc" / "cache")  # whoever ran the job at this size before has filled it
     cache.resolve().mkdir(parents=True, exist_ok=True)
     space = experiments.make_workspace(ROOT, folder, text, cache=cache)
+    (folder / "presets").unlink()  # a link to the project's, where a plan would leave its preset
+    shutil.copytree(ROOT / "presets", folder / "presets")
     done = run(space, "groundup run --json")
     assert json.loads(done.stdout)["promotion"]["champion"].startswith("version"), done.stdout
     registry = Registry(str(tracking.tracking_uri(space.root)))
