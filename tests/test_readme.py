@@ -46,7 +46,7 @@ STORY = {
     "groundup compare main short": r"params.*results.*pretrain bits_per_byte",
     "groundup adopt short": r"now those of short",
     "groundup plan --hours 1": r"tokens.*Hoffmann",
-    "groundup plan --hours 8 --device H100 --apply evening": r"tokens.*H100",
+    "groundup plan --hours 8 --device H100 --apply evening": r"H100.*tokens",
     "groundup run --preset tiny": r"tiny: .*gate: experiments are not promoted",
     "dvc status": r"up to date",
     "groundup up": r"worker: http",
