@@ -201,7 +201,7 @@ def test_every_piece_of_settings_is_valid(snippet: str) -> None:
 
 def test_presets_and_settings_that_are_named_exist() -> None:
     presets = {path.stem for path in (ROOT / "presets").glob("*.yaml")}
-    assert set(re.findall(r"--preset (\w+)", README)) == presets
+    assert set(re.findall(r"--preset ([\w-]+)", README)) == presets
     for assignment in re.findall(r"--set (\S+=[\w./-]+)", README):
         params.check(params.parse_assignments([assignment]), "README.md")
 
