@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from llm_core.data.web.seed import seed
-from llm_core.settings.acquire import AcquireConfig
+from llm_core.data.web.seed import SEEDED, seed
+from llm_core.settings.acquire import AcquireConfig, EmbeddedSource
 from llm_core.settings.web import WebSource
 from tasks.workspace import Workspace
 
 
 def seed_stores(space: Workspace) -> None:
-    """Give every web source without a store one that holds what data/raw holds; DVC removes data/raw afterwards."""
+    """Give every crawled source without a store one that holds what data/raw holds; DVC removes data/raw afterwards."""
     config = space.config("acquire")
     assert isinstance(config, AcquireConfig)
     for source in config.sources:
+        snapshot, store = space.product("raw") / source.name, space.root / config.store / source.name
         if isinstance(source, WebSource):
-            seed(space.product("raw") / source.name, space.root / config.store / source.name)
+            seed(snapshot, store)
+        elif isinstance(source, EmbeddedSource) and not (store.is_dir() and any(store.iterdir())):
+            store.mkdir(parents=True, exist_ok=True)
+            seed(snapshot, store / SEEDED)

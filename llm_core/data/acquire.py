@@ -26,6 +26,7 @@ from llm_core.data.web.results import (
     rows_of_outcomes,
     unreached,
 )
+from llm_core.data.web.seed import SEEDED
 from llm_core.data.web.store import CrawlFailed, crawl, delivered, snapshot
 from llm_core.settings.acquire import (
     AcquireConfig,
@@ -111,6 +112,8 @@ def _embedded(
     rendered.mkdir(parents=True)
     site = embedded.render(rendered, source.modules, source.topics)
     store = config.store / source.name / site.digest[:16]
+    if not store.exists() and (seeded := config.store / source.name / SEEDED).exists():
+        seeded.rename(store)
     with embedded.serve(site) as proxy:
         job = CrawlJob(
             store=str(store),

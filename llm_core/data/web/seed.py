@@ -14,6 +14,8 @@ from llm_core.data.web.outcomes import STORED
 from llm_core.data.web.store import ROWS, link_or_copy
 from llm_core.data.web.urls import host_of
 
+SEEDED = "from-snapshot"
+"""Name of a store that was seeded before it is known which version of the embedded site it will serve."""
 _COPIED = (
     "status",
     "content_type",
