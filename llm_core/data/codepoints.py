@@ -7,6 +7,7 @@ one multiplication: words and runs of words are hashed without cutting a single 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 U64 = NDArray[np.uint64]
+CHUNK = 1 << 15
 KNOWN = 0x20000
 """Code points below this are in the tables: the two planes that nearly all text is written in."""
 _BASE = 0x9E3779B97F4A7C15
@@ -113,3 +115,15 @@ class Bounded:
         last = max(len(self._prefix) - n, 0)
         result: U64 = (self._prefix[n:] - self._prefix[:last]) * self._inverse[:last]
         return result
+
+
+def chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Ranges of texts of about CHUNK characters together: their arrays stay in the processor's cache."""
+    first = length = 0
+    for place, text in enumerate(texts):
+        length += len(text)
+        if length >= CHUNK:
+            yield first, place + 1
+            first, length = place + 1, 0
+    if first < len(texts):
+        yield first, len(texts)

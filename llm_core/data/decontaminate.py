@@ -25,10 +25,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llm_core.contract import BadInput
-from llm_core.data.codepoints import KNOWN, U64, Stretches, code_points, mixed, tables
+from llm_core.data.codepoints import KNOWN, U64, Stretches, chunks, code_points, mixed, tables
 
 N, SHORTEST, TEMPLATE_ITEMS = 13, 8, 20
-CHUNK = 1 << 15
 IntArray = NDArray[np.intp]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".txt", ".txt.gz", ".parquet")
 _FIELD = "clean.decontamination.fields"
@@ -90,7 +89,7 @@ class Index:
         """`items`: (set, item, text)."""
         self._items = items
         by_length: dict[int, list[tuple[U64, IntArray, IntArray]]] = {}
-        for first, last in _chunks([text for _, _, text in items]):
+        for first, last in chunks([text for _, _, text in items]):
             words = _Words([text for _, _, text in items[first:last]])
             for length in range(min(shortest, n), n + 1):
                 hashes = words.runs(length)
@@ -140,7 +139,7 @@ class Index:
     def hits_of(self, texts: Sequence[str]) -> list[list[Hit]]:
         """The hits of each text: about three times as fast as asking for one text of a few kilobytes at a time."""
         found: list[dict[tuple[str, str], tuple[int, Hit]]] = [{} for _ in texts]
-        for first, last in _chunks(texts) if self._tables else ():
+        for first, last in chunks(texts) if self._tables else ():
             words = _Words(texts[first:last])
             for length, table in self._tables.items():
                 places, entries = table.find(words.runs(length))
@@ -229,18 +228,6 @@ class _Words:
         first = int(self._first[text]) + start
         bounds = zip(self._starts[first : first + count], self._ends[first : first + count], strict=True)
         return [self._text[begin:end].lower() for begin, end in bounds]
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Ranges of texts of about CHUNK characters together: their arrays stay in the processor's cache."""
-    first = length = 0
-    for place, text in enumerate(texts):
-        length += len(text)
-        if length >= CHUNK:
-            yield first, place + 1
-            first, length = place + 1, 0
-    if first < len(texts):
-        yield first, len(texts)
 
 
 def _items_of(path: Path, fields: Sequence[str]) -> Iterator[list[str]]:

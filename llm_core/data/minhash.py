@@ -10,12 +10,12 @@ rensa computes the minima; without it numpy does, by another family of functions
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_core.data.codepoints import KNOWN, U64, Stretches, code_points, mixed, tables
+from llm_core.data.codepoints import KNOWN, U64, Stretches, chunks, code_points, mixed, tables
 
 try:
     from rensa import RMinHash
@@ -38,8 +38,6 @@ LOOKS = len(_COLUMNS)
 """Bands that are compared: the signature is cut into 14 bands in three ways. One way finds 92% of the pairs that are
 alike to 0.8, two 98%, three 99%; no byte more is stored."""
 _SEED = 1
-_CHUNK = 1 << 15
-"""Characters that are hashed at once: the arrays stay in the processor's cache."""
 _FACTORS = mixed(np.arange(7, 7 + WIDTH, dtype=np.uint64)) | np.uint64(1)
 Signatures = NDArray[np.uint16]
 
@@ -54,7 +52,7 @@ def signatures(texts: Sequence[str]) -> tuple[Signatures, NDArray[np.bool_]]:
     """((texts, 112) signatures, (texts,) whether there is one: a text of fewer than five words has none)."""
     result = np.zeros((len(texts), FUNCTIONS), np.uint16)
     there = np.zeros(len(texts), np.bool_)
-    for first, last in _chunks(texts):
+    for first, last in chunks(texts):
         shingles, offsets = shingle_hashes(texts[first:last])
         has = np.flatnonzero(np.diff(offsets)) + first
         there[has] = True
@@ -73,18 +71,6 @@ def band_keys(found: Signatures, band: int) -> U64:
     """(documents,) a key of one of the 42 bands: documents with equal keys may be alike."""
     rows = np.ascontiguousarray(found[:, _COLUMNS[band]]).view(np.uint64)
     return mixed(mixed(rows[:, 0]) + rows[:, 1])
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Ranges of texts of about _CHUNK characters together."""
-    first = length = 0
-    for place, text in enumerate(texts):
-        length += len(text)
-        if length >= _CHUNK:
-            yield first, place + 1
-            first, length = place + 1, 0
-    if first < len(texts):
-        yield first, len(texts)
 
 
 def shingle_hashes(texts: Sequence[str]) -> tuple[U64, NDArray[np.int64]]:
