@@ -88,9 +88,8 @@ def _memory() -> Finding:
 
 
 def _programs() -> Finding:
-    missing = [name for name in ("git",) if shutil.which(name) is None]
-    if missing:
-        return Finding("programs", "warning", f"no {missing[0]}", "without git a run cannot record its commit")
+    if shutil.which("git") is None:
+        return Finding("programs", "warning", "no git", "install git: without it a run cannot record its commit")
     return Finding("programs", "ok", "git")
 
 
@@ -103,7 +102,7 @@ def _settings(project: Path) -> Finding:
 
 
 def _lock(project: Path) -> Finding:
-    """Whether somebody works in the workspace, and whether DVC was left with a dead lock."""
+    """Whether somebody works in the workspace."""
     folder = project / ".groundup"
     if not folder.is_dir():
         return Finding("lock", "ok", "free")

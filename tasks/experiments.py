@@ -55,9 +55,9 @@ def name_for(preset: str | None, assignments: list[str], chosen: params.Params) 
 
 def beside(project: Path, preset: str | None, settings: params.Params) -> Workspace:
     """The experiment that lays a preset and settings over the main workspace. Raises `BadInput`."""
-    assignments = list(params.assignments(settings))
-    chosen = overrides(project, preset, assignments)
-    return create(project, name_for(preset, assignments, chosen), chosen)
+    settings = params.filled(settings)
+    chosen = params.overlay(overrides(project, preset, []), settings)
+    return create(project, name_for(preset, list(params.assignments(settings)), chosen), chosen)
 
 
 def _slug(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -67,9 +68,8 @@ def _presets() -> dict[str, str]:
     """Each preset's name and what its first comment says of it, its cost included."""
     told = {}
     for path in sorted(PRESETS.glob("*.yaml")):
-        lines = path.read_text().splitlines()
-        comment = [line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")]]
-        told[path.stem] = " ".join(comment)
+        comment = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+        told[path.stem] = " ".join(line.lstrip("# ") for line in comment)
     return told
 
 

@@ -91,6 +91,12 @@ def parse_assignments(assignments: Iterable[str]) -> Params:
     return params
 
 
+def filled(params: Mapping[str, Any]) -> Params:
+    """The values that are not None, without the sections that this leaves empty."""
+    kept = {key: filled(value) if isinstance(value, Mapping) else value for key, value in params.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}
+
+
 def assignments(params: Mapping[str, Any], path: str = "") -> Iterator[str]:
     """The same values as `section.key=value` texts; what is None or empty says nothing."""
     for key, value in params.items():

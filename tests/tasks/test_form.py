@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.build import build
-from tasks import params
+from tasks import experiments, params
 from tasks.params import SECTIONS
 
 
@@ -45,6 +46,13 @@ def test_filled_fields_become_overrides_and_blank_ones_say_nothing() -> None:
     told = list(params.assignments(form))
     assert told == ["pretrain.steps=60", 'pretrain.model.preset="llama"']
     assert params.parse_assignments(told) == {"pretrain": {"steps": 60, "model": {"preset": "llama"}}}
+
+
+def test_small_numbers_stay_numbers(root: Path, tmp_path: Path) -> None:
+    """YAML takes 1e-05 for a text, so what the form holds must not pass through one."""
+    project = experiments.make_workspace(root, tmp_path / "p", (root / "params.yaml").read_text(), tmp_path / "c").root
+    space = experiments.beside(project, None, {"pretrain": {"optimizer": {"learning_rate": 1e-5, "name": None}}})
+    assert space.params["pretrain"]["optimizer"] == {"learning_rate": 1e-5}
 
 
 def test_lists_and_texts_survive_the_way_through_assignments() -> None:
