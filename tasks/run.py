@@ -17,6 +17,11 @@ from typing import Any
 
 from tasks.processes import die_with_parent
 
+PATIENCE_S = 60.0
+"""How long a stage that has ended waits for MLflow to take its figures; what did not arrive is sent later."""
+STOPPED_PATIENCE_S = 3.0
+"""The same for a stage that was told to stop: whoever asked expects it gone within ten seconds, save included."""
+
 stop_requested = False
 
 
@@ -122,12 +127,16 @@ def run_stage(space: Workspace, row: Stage) -> None:
         raise
     finally:
         (folder / "status").write_text(status)
-        _close(forwarder, folder, space, sink)
+        _close(forwarder, folder, space, sink, patience_s=STOPPED_PATIENCE_S if status == "KILLED" else PATIENCE_S)
 
 
-def _close(forwarder: tracking.Forwarder | None, folder: Path, space: Workspace, sink: Sink) -> None:
-    error = forwarder.close() if forwarder else ConnectionError("no tracking server is running")
-    if error:
+def _close(
+    forwarder: tracking.Forwarder | None, folder: Path, space: Workspace, sink: Sink, *, patience_s: float
+) -> None:
+    error = forwarder.close(patience_s) if forwarder else ConnectionError("no tracking server is running")
+    if not error:
+        tracking.forget_kept(folder, space.project)
+    else:
         tracking.keep_for_later(folder, space.project)
         sink.tell("note", text=f"MLflow does not have this run yet ({error}); `groundup sync` sends it later")
 

@@ -173,19 +173,27 @@ class Forwarder(threading.Thread):
         finally:
             self.opened.set()
 
-    def close(self, patience_s: float = 60.0) -> Exception | None:
+    def close(self, patience_s: float) -> Exception | None:
         """Wait until all is sent; returns what went wrong, if anything did."""
         self.ended.set()
         self.join(patience_s)
         return TimeoutError(f"no answer within {patience_s:.0f} s") if self.is_alive() else self.error
 
 
+def _kept(record: Path, project: Path) -> Path:
+    return project / ".groundup" / "outbox" / record.parent.name
+
+
 def keep_for_later(record: Path, project: Path) -> None:
     """Put a record that could not be sent into the outbox."""
-    target = project / ".groundup" / "outbox" / f"{record.parent.name}"
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(record, target)
+    forget_kept(record, project)
+    shutil.copytree(record, _kept(record, project))
+
+
+def forget_kept(record: Path, project: Path) -> None:
+    """Drop what an earlier, stopped attempt left in the outbox: this record went on and says more."""
+    if _kept(record, project).exists():
+        shutil.rmtree(_kept(record, project))
 
 
 def sync(project: Path, uri: str) -> list[str]:

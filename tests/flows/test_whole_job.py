@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -206,14 +207,17 @@ def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_bytes(
 ) -> None:
     """SIGKILL of the run in the middle of training: the trainer saves and ends; the next run goes on from there.
 
-    The steps that are left when the kill is sent take seconds: the trainer hears of it long before it is through.
+    The steps that are left when the kill is sent take seconds: the trainer hears of it long before it is through. Its
+    tracker takes connections and never answers, which is the longest that a stopped trainer could wait for anyone.
     """
+    silent = socket.create_server(("127.0.0.1", 0))
     arguments = ["pretrain"]
     for setting in ("steps=1000", "evaluate_every=1000", "save_every_seconds=0.2"):
         arguments += ["--set", f"pretrain.{setting}"]
     root = workspace.root / "runs" / "killed"
     events, environment = root / ".groundup" / "events" / "pretrain.jsonl", child_environment(Path(os.devnull))
     del environment["GROUNDUP_EVENTS"]
+    environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", *arguments, "--name", "killed"],
         cwd=workspace.root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -222,12 +226,16 @@ def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_bytes(
     run.kill()
     run.wait()
     _, alive = psutil.wait_procs([trainer], timeout=10)
+    silent.close()
     assert not alive, "the trainer outlived the run that started it"
     assert not (root / "models" / "base").exists()
+    outbox = workspace.root / ".groundup" / "outbox"
+    assert [record.name.split("-")[0] for record in outbox.iterdir()] == ["pretrain"]
 
     done = groundup(workspace, *arguments, "--name", "killed")
     assert done["states"]["pretrain"] == "ran"
     assert "continues from step" in events.read_text()
+    assert not list(outbox.iterdir()), "what a later sync would send says that the run was killed"
     calm = groundup(workspace, *arguments, "--name", "calm", "--force", "pretrain")
     assert calm["states"]["pretrain"] == "ran"
     digests = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -77,12 +78,30 @@ def test_a_dead_tracker_costs_a_warning_and_the_record_is_sent_later(
     forwarder = tracking.Forwarder(record, "http://127.0.0.1:9", lambda _: None)
     forwarder.start()
     began = time.monotonic()
-    error = forwarder.close()
+    error = forwarder.close(60.0)
     assert error is not None
     assert time.monotonic() - began < 30
     tracking.keep_for_later(record, tmp_path)
     shutil.rmtree(record)
     assert tracking.sync(tmp_path, uri) == ["pretrain-abc"]
+    assert not list((tmp_path / ".groundup" / "outbox").iterdir())
+
+
+def test_a_tracker_that_never_answers_is_waited_for_no_longer_than_asked(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        forwarder = tracking.Forwarder(make_record(tmp_path, 5), f"http://127.0.0.1:{silent.getsockname()[1]}", print)
+        forwarder.start()
+        began = time.monotonic()
+        assert isinstance(forwarder.close(0.5), TimeoutError)
+        assert time.monotonic() - began < 5
+
+
+def test_a_record_that_went_on_is_not_kept_as_it_was_when_it_stopped(tmp_path: Path) -> None:
+    record = make_record(tmp_path, 5)
+    tracking.keep_for_later(record, tmp_path)
+    tracking.keep_for_later(record, tmp_path)
+    tracking.forget_kept(record, tmp_path)
+    tracking.forget_kept(record, tmp_path)
     assert not list((tmp_path / ".groundup" / "outbox").iterdir())
 
 
