@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 try:
     from pydantic import BaseModel, ConfigDict
@@ -21,6 +22,9 @@ class Config(BaseModel):
     """Base of every section of params.yaml: immutable, and an unknown key is an error, never ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    how: ClassVar[frozenset[str]] = frozenset({"threads", "device"})
+    """Settings that say how a stage computes and not what: interrupted work goes on under other values of them."""
 
 
 class BadInput(ValueError):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llm_core.contract import BadInput
+from llm_core.pipeline import stage
 from tasks import processes
 from tasks.freshness import Freshness
 from tasks.record import REFRESH
@@ -57,6 +58,8 @@ def perform(
         display.end(verb, "fresh", 0.0)
         return Outcome("fresh")
     display.begin(verb, why)
+    if force:
+        space.drop_finished_scratch(stage(verb))  # else its last resume point would be taken for the work asked for
     began = time.monotonic()
     started = _run_child(space, verb, display, force=force or refresh, refresh=refresh)
     outcome = Outcome("ran" if started else "restored", time.monotonic() - began)

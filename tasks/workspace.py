@@ -85,10 +85,14 @@ class Workspace:
         return products | {path: closure.path_digest(self.root / path) for path in stage.files.values()}
 
     def fingerprint(self, stage: Stage, inputs: dict[str, str]) -> str:
-        """Names a piece of work: equal config, inputs and code give the same one, so only equal work is resumed."""
-        config = self.config(stage.verb).model_dump(mode="json")
+        """Names a piece of work: equal config, inputs and code give the same one, so only equal work is resumed.
+
+        Settings that only say how to compute are left out: training begun on two ranks may go on with one.
+        """
+        config = self.config(stage.verb)
+        settings = config.model_dump(mode="json", exclude=set(config.how))
         code = {str(file): closure.path_digest(self.root / file) for file in closure.code_files(stage, self.root)}
-        return hashlib.sha256(artifacts.dump_json([config, inputs, code])).hexdigest()[:16]
+        return hashlib.sha256(artifacts.dump_json([settings, inputs, code])).hexdigest()[:16]
 
     def scratch(self, stage: Stage, fingerprint: str) -> Path:
         """Resume points of that piece of work; made if absent."""
@@ -96,8 +100,8 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def drop_finished_scratch(self, stage: Stage, keep: str) -> None:
-        """Remove resume points of other work of this stage that has ended; what was interrupted stays."""
+    def drop_finished_scratch(self, stage: Stage, keep: str = "") -> None:
+        """Remove resume points of this stage's work that has ended, but for `keep`; what was interrupted stays."""
         for folder in (self.root / ".groundup" / "scratch").glob(f"{stage.verb}-*"):
             status = folder / "record" / "status"
             if folder.name != f"{stage.verb}-{keep}" and status.is_file() and status.read_text() == "FINISHED":

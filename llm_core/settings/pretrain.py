@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -119,6 +119,10 @@ class LawSettings(Config):
 
 class LoopSettings(Config):
     """How a training loop uses the machine, and what it does about trouble; shared by pretrain and sft."""
+
+    how: ClassVar[frozenset[str]] = Config.how | {
+        "ranks", "parallel", "activation_checkpointing", "compile", "keep_last", "save_every_seconds"
+    }  # fmt: skip
 
     ranks: int = Field(default=1, ge=0, le=1024)
     """Processes on this machine that train together; `passes` must be a multiple. 0: one for each GPU."""
