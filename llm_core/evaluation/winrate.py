@@ -49,9 +49,9 @@ class Comparison:
 
     prompt_id: str
     preference: float
-    length: int
-    other_length: int
-    """Lengths in tokens."""
+    length: float
+    other_length: float
+    """Lengths in tokens, or in any one unit."""
     consistent: bool | None = None
     """Whether both orders gave the same verdict; None where the judge sees no order."""
     difficulty: float = 0.0
