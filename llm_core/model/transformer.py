@@ -180,6 +180,8 @@ def _mask(length: int, positions_BT: Tensor | None, slots: int, attention_mask_B
         return (torch.arange(slots, device=positions_BT.device) <= positions_BT[:, :, None])[:, None]
     if attention_mask_BT is None:
         return None
+    if attention_mask_BT.dim() == 3:
+        return attention_mask_BT[:, None]
     place = torch.arange(length, device=attention_mask_BT.device)
     causal_TS = place <= place[:, None]
     # a padded query still sees itself: a row without any key would be NaN
@@ -236,7 +238,8 @@ class Transformer(nn.Module):
         """Vectors after the final norm [B, T, D], which the output head (or a reward head) reads.
 
         `positions` [B, T] are needed with a filled cache. `attention_mask` [B, T] is 0 on padding; right padding
-        needs none. Raises `BadInput` if a position exceeds the context.
+        needs none; a boolean [B, T, T], with `positions`, is true where a place may look. Raises
+        `BadInput` if a position exceeds the context.
         """
         out: Tensor = self.model(tokens_BT, cache, positions, attention_mask)
         return out
