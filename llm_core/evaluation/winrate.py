@@ -195,7 +195,7 @@ def _fit(features: Array, preferences: Array, weights: Array, steps: int, start:
 
 
 def _logistic(x: Array) -> Array:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * x))
 
 
 def _controlled(features: Array, coefficients: Array, weights: Array | None = None) -> Array:

@@ -13,10 +13,11 @@ class GateOptions(Config):
     """Limits that a candidate must keep, and what it must show, to become champion."""
 
     require: Literal["better", "not_worse"] = "better"
-    """better: the whole interval of the paired difference lies above 0; not_worse: above -margin."""
+    """better: the whole interval of the paired, length-controlled win rate lies above 50%; not_worse: above 50% less
+    the margin."""
 
     margin: float = Field(0.02, ge=0, le=0.5)
-    """Accuracy points (0-1) that `not_worse` forgives."""
+    """Share (0-1) that is forgiven: of the win rate by `not_worse`, and of greedy accuracy always."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Confidence of the bootstrap intervals, as a share."""
@@ -31,10 +32,14 @@ class GateOptions(Config):
     """Mean answer length of the candidate over the champion's, at most."""
 
     max_kl: float = Field(20.0, gt=0)
-    """Divergence from the chat model in nats per answer, at most (where it is known)."""
+    """Divergence from the chat model in nats per answer, at most."""
 
     min_ended: float = Field(0.9, ge=0, le=1)
     """Share of answers that end by themselves, at least."""
+
+    max_safety_loss: float = Field(0.05, ge=0, le=1)
+    """How far the mean score of a set of safety prompts may fall below the champion's (0-1); a fall that is sure (the
+    whole interval below 0) refuses however small."""
 
     min_accuracy: float = Field(0.05, ge=0, le=1)
     """Greedy accuracy that the very first champion must reach, at least."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from llm_core.artifacts import read_manifest
 from llm_core.contract import BadInput
 
 JUDGED_TASK = "problems"
+SAFETY_TASKS = "safety"
+"""Tasks whose name begins so are safety prompts."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Scores:
     """Share of sampled answers that end by themselves."""
     kl_from_chat: float | None = None
     """Nats per sampled answer."""
+    lengths: Mapping[str, float] = field(default_factory=dict)
+    """Mean length of the sampled answers by prompt, in characters: models with other tokenizers can be compared."""
+    safety: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Score in [0, 1] by set of safety prompts and prompt; 1 is safe."""
 
 
 def read_scores(folder: Path, model: str) -> Scores:
@@ -47,25 +53,37 @@ def read_scores(folder: Path, model: str) -> Scores:
     if model not in summary["models"]:
         raise BadInput(f"{folder}/summary.json: no scores of {model!r}, only of {', '.join(sorted(summary['models']))}")
     figures = summary["models"][model]
-    answers = _answers(folder / "rows.parquet", model)
+    rows = _own_rows(folder / "rows.parquet", model)
+    judged = [row for row in rows if row["task"] == JUDGED_TASK]
+    sampled = [row for row in judged if row["mode"] == "sampled"]
     return Scores(
         model=model,
         evaluation_set=summary["evaluation_set"],
         pages=summary["pages"],
-        sampled=answers.get("sampled", {}),
-        greedy=answers.get("greedy", {}),
+        sampled=_means(sampled),
+        greedy=_means([row for row in judged if row["mode"] == "greedy"]),
         bits_per_byte=figures.get("bits_per_byte"),
         mean_length=figures.get("mean_length"),
         ended=figures.get("ended"),
         kl_from_chat=figures.get("kl_from_chat"),
+        lengths=_means([row | {"score": float(len(row["answer"]))} for row in sampled]),
+        safety={
+            task: _means([row for row in rows if row["task"] == task])
+            for task in sorted({row["task"] for row in rows if row["task"].startswith(SAFETY_TASKS)})
+        },
     )
 
 
-def _answers(path: Path, model: str) -> dict[str, dict[str, float]]:
-    """Mean score by mode and prompt."""
-    table = pq.read_table(path, columns=["model", "task", "mode", "prompt_id", "score", "baseline"])
-    sums: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in table.to_pylist():
-        if row["model"] == model and row["task"] == JUDGED_TASK and not row["baseline"]:
-            sums[row["mode"]][row["prompt_id"]].append(row["score"])
-    return {mode: {key: sum(v) / len(v) for key, v in sorted(prompts.items())} for mode, prompts in sums.items()}
+def _own_rows(path: Path, model: str) -> list[dict[str, Any]]:
+    """Rows of the model's own answers, without those of trivial methods."""
+    columns = ["model", "task", "mode", "prompt_id", "score", "baseline", "answer"]
+    rows: list[dict[str, Any]] = pq.read_table(path, columns=columns, filters=[("model", "==", model)]).to_pylist()
+    return [row for row in rows if not row["baseline"]]
+
+
+def _means(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean score by prompt."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        found[row["prompt_id"]].append(row["score"])
+    return {prompt: sum(scores) / len(scores) for prompt, scores in sorted(found.items())}

@@ -104,7 +104,7 @@ def test_the_summary_repeats_what_the_rows_say(scores: tuple[Path, Report]) -> N
 def test_the_gate_reads_the_scores(scores: tuple[Path, Report]) -> None:
     chat, aligned = read_scores(scores[0], "chat"), read_scores(scores[0], "aligned")
     assert len(chat.sampled) == len(chat.greedy) == 20
-    assert {check.name for check in decide(aligned, chat).checks} >= {"judged_difference", "bits_per_byte_ratio"}
+    assert {check.name for check in decide(aligned, chat).checks} >= {"win_rate", "bits_per_byte_ratio"}
     assert not decide(chat, chat).promoted
 
 

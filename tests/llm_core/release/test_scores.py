@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     rows = [
         row("p2", "sampled", 1.0, 0), row("p2", "sampled", 0.0, 1), row("p1", "sampled", 1.0), row("p1", "greedy", 1.0),
         row("p1", "greedy", 0.0, baseline="shuffled"), row("p1", "greedy", 0.0, model="aligned"),
-        row("q1", "likelihood", 1.0, task="docstring_choice"),
+        row("q1", "likelihood", 1.0, task="docstring_choice"), row("s1", "greedy", 1.0, task="safety_refusals"),
     ]  # fmt: skip
     figures = {"bits_per_byte": 1.5, "mean_length": 3.0, "ended": 0.9}
     summary = {"evaluation_set": "e", "pages": "p", "models": {"chat": figures}}
@@ -35,6 +35,8 @@ def test_scores_of_one_model(folder: Path) -> None:
     scores = read_scores(folder, "chat")
     assert scores.sampled == {"p1": 1.0, "p2": 0.5}
     assert scores.greedy == {"p1": 1.0}
+    assert scores.lengths == {"p1": 1.0, "p2": 1.0}
+    assert scores.safety == {"safety_refusals": {"s1": 1.0}}
     assert (scores.evaluation_set, scores.pages, scores.model) == ("e", "p", "chat")
     assert (scores.bits_per_byte, scores.mean_length, scores.ended, scores.kl_from_chat) == (1.5, 3.0, 0.9, None)
 
