@@ -77,6 +77,13 @@ class LoraLinear(nn.Module):
         return out + self.scale * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
 
     @torch.no_grad()
+    def effective(self) -> Tensor:
+        """The matrix that `forward` multiplies with, as it is now: with the addition unless it is switched off."""
+        if self.switch.off:
+            return self.weight
+        return torch.addmm(self.weight, self.lora_B, self.lora_A, alpha=self.scale)
+
+    @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain layer with the addition in its weight."""
         rows, columns = self.weight.shape

@@ -1,0 +1,176 @@
+"""The model as sampling reads it: one new token a row, keys and values of the earlier ones in a cache.
+
+Notable:
+- The same network as `Transformer`, in few operations: a small model spends its time on calling them. folding.py joins
+  the weights for it; a test holds every architecture against the full forward pass.
+- Prompts of unequal length are read as one run of tokens; only attention pads them, on the right.
+- Tensors carry their shape as in transformer.py; N: tokens of a run, G: query heads of one key/value head, U: prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm_core.model.attention import attend
+from llm_core.model.config import ModelConfig
+from llm_core.model.folding import Layer, fold
+from llm_core.model.transformer import Transformer
+
+Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, query [N, H, E], key [N, K, E], value [N, K, E]) -> [N, H * E]: attention over what each token may see."""
+
+
+class Rows:
+    """Keys and values of all rows and layers, [L, R, K, S, E]; slot s of a row holds position s."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self.keys = torch.zeros(config.layers, 0, config.kv_heads, 0, config.head_size, device=device, dtype=dtype)
+        self.values = self.keys.clone()
+
+    def reserve(self, rows: int, slots: int) -> None:
+        """Make room for so many rows and positions; what is stored stays."""
+        layers, old_rows, heads, old_slots, size = self.keys.shape
+        if rows <= old_rows and slots <= old_slots:
+            return
+        shape = (layers, max(rows, old_rows), heads, max(slots, old_slots), size)
+        for name in ("keys", "values"):
+            grown = self.keys.new_zeros(shape)
+            grown[:, :old_rows, :, :old_slots] = getattr(self, name)
+            setattr(self, name, grown)
+
+    def move(self, source: int, target: int, used: int) -> None:
+        """Copy the first `used` positions of one row over another."""
+        self.keys[:, target, :, :used] = self.keys[:, source, :, :used]
+        self.values[:, target, :, :used] = self.values[:, source, :, :used]
+
+
+class Decoder:
+    """A model's weights as they were when this was built, ready to read prompts and single tokens.
+
+    `dtype`: of weights, cache and arithmetic; None: the model's own.
+    """
+
+    def __init__(self, model: Transformer, dtype: torch.dtype | None = None) -> None:
+        self.config = model.config
+        self.weights = fold(model, dtype)
+        self.device, self.dtype = self.weights.embedding.device, self.weights.head.dtype
+
+    def new_rows(self) -> Rows:
+        """An empty cache."""
+        return Rows(self.config, self.device, self.dtype)
+
+    def read(self, prompts: Sequence[Sequence[int]], rows: Rows, targets: Tensor, sources: Tensor) -> Tensor:
+        """Logits after each prompt [U, V]; row `targets[i]` of the cache gets prompt `sources[i]`."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        longest = int(lengths.max())
+        tokens_N = torch.tensor([token for prompt in prompts for token in prompt], device=self.device)
+        line = torch.arange(len(prompts)).repeat_interleave(lengths).to(self.device)
+        positions_N = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).to(self.device)
+
+        def padded(flat_NHE: Tensor) -> Tensor:
+            out = flat_NHE.new_zeros(len(prompts), longest, *flat_NHE.shape[1:])
+            out[line, positions_N] = flat_NHE
+            return out.transpose(1, 2)
+
+        def mix(layer: int, query_NHE: Tensor, key_NKE: Tensor, value_NKE: Tensor) -> Tensor:
+            key_UKTE, value_UKTE = padded(key_NKE), padded(value_NKE)
+            rows.keys[layer, targets, :, :longest] = key_UKTE[sources]
+            rows.values[layer, targets, :, :longest] = value_UKTE[sources]
+            mixed_UHTE = attend(padded(query_NHE), key_UKTE, value_UKTE, None, 0.0, 1.0)
+            return mixed_UHTE.transpose(1, 2)[line, positions_N].flatten(1)
+
+        hidden_ND = self._blocks(tokens_N, positions_N, mix)
+        return self._logits(hidden_ND[lengths.cumsum(0).to(self.device) - 1])
+
+    def step(self, tokens_B: Tensor, positions_B: Tensor, rows: Rows, used: int) -> Tensor:
+        """Logits [B, V] after one more token in each of the first B rows; all positions are below `used`."""
+        batch, heads, size = len(tokens_B), self.config.kv_heads, self.config.head_size
+        slots = rows.keys.shape[3]
+        row_B = torch.arange(batch, device=self.device)
+        index = (row_B[:, None] * heads + torch.arange(heads, device=self.device)) * slots + positions_B[:, None]
+        index = index.flatten()
+        hidden_BS = torch.arange(used, device=self.device) > positions_B[:, None]
+        bias = torch.zeros(hidden_BS.shape, device=self.device, dtype=self.dtype).masked_fill_(hidden_BS, -torch.inf)
+        bias = bias[:, None].expand(batch, heads, used).reshape(batch * heads, 1, used)
+
+        def mix(layer: int, query_BHE: Tensor, key_BKE: Tensor, value_BKE: Tensor) -> Tensor:
+            keys, values = rows.keys[layer], rows.values[layer]
+            keys.view(-1, size).index_copy_(0, index, key_BKE.reshape(-1, size))
+            values.view(-1, size).index_copy_(0, index, value_BKE.reshape(-1, size))
+            keys = keys[:batch].view(batch * heads, slots, size)[:, :used]
+            values = values[:batch].view(batch * heads, slots, size)[:, :used]
+            scores = torch.baddbmm(bias, query_BHE.reshape(batch * heads, -1, size), keys.transpose(1, 2))
+            return torch.bmm(scores.softmax(-1), values).view(batch, -1)
+
+        return self._logits(self._blocks(tokens_B, positions_B, mix))
+
+    def _blocks(self, tokens_N: Tensor, positions_N: Tensor, mix: Mix) -> Tensor:
+        x_ND = F.embedding(tokens_N, self.weights.embedding)
+        turn_N1E = None
+        if self.weights.turns is not None:
+            turn_N1E = self.weights.turns[positions_N]
+        if self.weights.places is not None:
+            x_ND = x_ND + self.weights.places[positions_N]
+        x_ND = x_ND.to(self.dtype)
+        start_ND = x_ND = self._normed(x_ND) if self.weights.mixes else x_ND
+        for index, layer in enumerate(self.weights.layers):
+            if self.weights.mixes:
+                residual, embedded = self.weights.mixes[index]
+                x_ND = residual * x_ND + embedded * start_ND
+            x_ND = self._block(index, layer, x_ND, tokens_N, turn_N1E, mix)
+        return x_ND
+
+    def _block(
+        self, index: int, layer: Layer, x_ND: Tensor, tokens_N: Tensor, turn_N1E: Tensor | None, mix: Mix
+    ) -> Tensor:
+        normed_ND = self._normed(x_ND)
+        config = self.config
+        joined = F.linear(normed_ND, layer.attention_in, layer.attention_in_bias)
+        joined = joined.view(len(x_ND), config.heads + 2 * config.kv_heads, config.head_size)
+        turned, value = joined[:, : config.heads + config.kv_heads], joined[:, config.heads + config.kv_heads :]
+        if layer.value_gate is not None and layer.value_table is not None:
+            gate = 2 * torch.sigmoid(F.linear(normed_ND[:, : layer.value_gate.shape[1]], layer.value_gate))
+            value = value + gate[..., None] * F.embedding(tokens_N, layer.value_table).view(value.shape)
+        if layer.head_scale is not None:
+            turned = F.rms_norm(turned, (config.head_size,), None, config.norm_eps) * layer.head_scale
+        if turn_N1E is not None:
+            turned = _turned(turned, turn_N1E)
+        query, key = turned[:, : config.heads], turned[:, config.heads :]
+        x_ND = _added(x_ND, mix(index, query, key, value), layer.attention_out, layer.attention_out_bias)
+        inner = F.linear(self._normed(x_ND), layer.forward_in, layer.forward_in_bias)
+        return _added(x_ND, self._bent(inner), layer.forward_out, layer.forward_out_bias)
+
+    def _bent(self, inner: Tensor) -> Tensor:
+        if self.config.gated:
+            gate, up = inner.chunk(2, dim=-1)
+            return F.silu(gate).mul_(up)
+        if self.config.architecture == "speedrun":
+            return F.relu(inner).square_()
+        return F.gelu(inner, approximate="tanh" if self.config.architecture == "gpt2" else "none")
+
+    def _normed(self, x_ND: Tensor) -> Tensor:
+        if self.config.rotary:
+            normed: Tensor = F.rms_norm(x_ND, x_ND.shape[-1:], None, self.config.norm_eps)
+            return normed
+        return F.layer_norm(x_ND, x_ND.shape[-1:], eps=self.config.norm_eps)
+
+    def _logits(self, x_ND: Tensor) -> Tensor:
+        logits = F.linear(self._normed(x_ND), self.weights.head, self.weights.head_bias).float()
+        cap = self.config.softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _added(x_ND: Tensor, entering: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """x + entering @ matrix.T + bias."""
+    x_ND = torch.addmm(x_ND, entering, matrix.t())
+    return x_ND if bias is None else x_ND.add_(bias)
+
+
+def _turned(x_NHE: Tensor, turn_N1E: Tensor) -> Tensor:
+    """Turn the pairs that lie side by side by their position's angle."""
+    pairs = torch.view_as_complex(x_NHE.float().view(*x_NHE.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn_N1E).flatten(-2).to(x_NHE.dtype)
