@@ -62,6 +62,39 @@ def refresh(
 
 
 @app.command()
+def feedback(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train on what people voted: collect, reward, align and evaluate from the chat model, then ask the gate."""
+    from flows import running
+
+    raise typer.Exit(running.feedback(_project(), as_json=as_json))
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        list[str] | None, typer.Option(help="An alias of the registry or a model's directory; may be repeated.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback needs a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="If it is taken, a free one is used.")] = 7860,
+    password: Annotated[
+        str, typer.Option(envvar="GROUNDUP_CHAT_PASSWORD", help="What raters must know.", show_default=False)
+    ] = "",
+    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 takes the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the likeliest tokens to draw from.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of an answer.")] = 64,
+) -> None:
+    """Open the page on which people vote on pairs of answers; `groundup feedback` trains on their votes."""
+    from flows import people
+
+    people.chat(
+        _project(), model or [], host=host, port=port, password=password, temperature=temperature, top_p=top_p,
+        max_tokens=max_tokens, tell=typer.echo,
+    )  # fmt: skip
+
+
+@app.command()
 def up() -> None:
     """Start servers, deployments, automations and a worker: runs can then be started from Prefect's page."""
     from deployments import supervisor
@@ -170,6 +203,35 @@ def generate(
     from flows import running
 
     typer.echo(running.generate(_project(), model, prompt, max_tokens, temperature, seed, continue_text=continue_text))
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="An alias of the registry, or a model's directory.")] = "champion",
+    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str, typer.Option(envvar="GROUNDUP_API_KEY", help="What clients must send.", show_default=False)
+    ] = "",
+    name: Annotated[str, typer.Option(help="The model's name in the API.")] = "groundup",
+    max_rows: Annotated[int, typer.Option(min=1, help="Answers drawn at once.")] = 32,
+    max_queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more get status 429.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Most tokens of an answer; 0: the context's.")] = 0,
+    max_body: Annotated[int, typer.Option(min=1024, help="Most bytes of a request.")] = 1 << 20,
+    request_seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for an answer.")] = 300.0,
+    receive_seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for a header, and for a body.")] = 10.0,
+    watch_seconds: Annotated[float, typer.Option(min=0, help="How often the registry is asked; 0: never.")] = 5.0,
+) -> None:
+    """Serve a model over an OpenAI-compatible HTTP API; SIGHUP or a new champion changes it without a pause."""
+    from apps.serving.options import ServeOptions
+    from flows import serving
+
+    options = ServeOptions(
+        host=host, port=port, api_key=api_key, name=name, max_rows=max_rows, max_queue=max_queue, max_tokens=max_tokens,
+        max_body=max_body, request_seconds=request_seconds, receive_seconds=receive_seconds,
+        watch_seconds=watch_seconds,
+    )  # fmt: skip
+    serving.serve(None if Path(model).is_dir() else _project(), model, options, typer.echo)
 
 
 @app.command()

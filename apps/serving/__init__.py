@@ -1,0 +1,1 @@
+"""The parts of apps/server.py: an OpenAI-compatible HTTP API over the sampler's continuous batches."""
