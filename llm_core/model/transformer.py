@@ -123,9 +123,10 @@ class Backbone(nn.Module):
         cache: Cache | None = None,
         positions_BT: Tensor | None = None,
         attention_mask_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
     ) -> Tensor:
         length = tokens_BT.shape[1]
-        if cache is not None and attention_mask_BT is not None:
+        if cache is not None and (attention_mask_BT is not None or segments_BT is not None):
             raise ValueError("a cache takes no attention mask: pad on the right, slots are positions")
         if positions_BT is None and (cache is not None or attention_mask_BT is not None):
             positions_BT = _positions(tokens_BT, attention_mask_BT)
@@ -133,6 +134,8 @@ class Backbone(nn.Module):
         if highest > self.config.context:
             raise BadInput(f"model.context: a sequence of {highest} tokens exceeds the context {self.config.context}")
         mask = _mask(length, positions_BT if cache is not None else None, highest, attention_mask_BT)
+        if segments_BT is not None:
+            positions_BT, mask = _apart(segments_BT)
         x_BTD = self._embed(tokens_BT, positions_BT)
         turn = self._turn(length, positions_BT)
         if self.config.architecture == "speedrun":
@@ -188,6 +191,16 @@ def _mask(length: int, positions_BT: Tensor | None, slots: int, attention_mask_B
     return (causal_TS & (attention_mask_BT.bool()[:, None, :] | (place == place[:, None])))[:, None]
 
 
+def _apart(segments_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [B, T] that begin anew in each segment, and where queries may look [B, 1, T, T]: back, in their own."""
+    place_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    start_BT = torch.where(begins_BT, place_T, 0).cummax(dim=1).values
+    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return place_T - start_BT, (same_BTS & (place_T <= place_T[:, None]))[:, None]
+
+
 class Transformer(nn.Module):
     """A decoder-only language model. Weights are drawn from torch's current random state."""
 
@@ -234,14 +247,16 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """Vectors after the final norm [B, T, D], which the output head (or a reward head) reads.
 
         `positions` [B, T] are needed with a filled cache. `attention_mask` [B, T] is 0 on padding; right padding
-        needs none; a boolean [B, T, T], with `positions`, is true where a place may look. Raises
-        `BadInput` if a position exceeds the context.
+        needs none; a boolean [B, T, T], with `positions`, is true where a place may look. `segments` [B, T]: numbers of
+        the texts that are packed into a row one after the other; each attends to itself alone and counts its positions
+        from 0. Raises `BadInput` if a position exceeds the context.
         """
-        out: Tensor = self.model(tokens_BT, cache, positions, attention_mask)
+        out: Tensor = self.model(tokens_BT, cache, positions, attention_mask, segments)
         return out
 
     def forward(

@@ -53,6 +53,12 @@ class SftConfig(LoopSettings):
     padding. On a CPU, without dropout, they run side by side on the cores."""
     problem_share: float | None = Field(default=0.85, ge=0, le=1)
     """Share of problems among the dialogues of a step, 0 to 1. Empty: as they stand in the data."""
+    packing: bool = False
+    """Lay dialogues end to end in rows of the model's context instead of padding each. None sees another, and the loss
+    is the same; worth it where dialogues are far shorter than the context or of very different lengths."""
+    page_share: float = Field(default=0.0, ge=0, le=0.9)
+    """Share of a step's `batch_dialogues` sequences that are windows of training pages, each of the model's context,
+    0 to 0.9. They keep the model from forgetting what pretraining taught it."""
     lora: LoraSettings | None = None
     """Train low-rank additions and keep the base weights frozen: a fraction of the memory. The product is the merged
     model with the additions beside it in `adapter/`. Empty: train all weights."""

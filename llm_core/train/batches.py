@@ -20,6 +20,7 @@ from llm_core.train.fused_loss import fused_cross_entropy
 from llm_core.train.gradients import Loss
 from llm_core.train.loss import cross_entropy
 from llm_core.train.machine import Machine
+from llm_core.train.packing import deal, lay_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class TokenBatch:
     mask_BT: Tensor | None = None
     counted_N: Tensor | None = None
     """The counted places of the flattened batch, found before it goes to a GPU, which would have to be waited for."""
+    segments_BT: Tensor | None = None
+    """Numbers of the texts packed into a row, none of which sees another (None: a row is one text)."""
 
 
 def next_token_loss(model: Transformer, batch: TokenBatch, z_loss: float = 0.0) -> Loss:
@@ -39,7 +42,8 @@ def next_token_loss(model: Transformer, batch: TokenBatch, z_loss: float = 0.0) 
     `z_loss`: weight of the squared log-sum-exp of the logits (see `cross_entropy`).
     """
     device = model.head_weight.device
-    hidden_ND = model.hidden(batch.inputs_BT.to(device)).flatten(0, 1)
+    segments_BT = None if batch.segments_BT is None else batch.segments_BT.to(device)
+    hidden_ND = model.hidden(batch.inputs_BT.to(device), segments=segments_BT).flatten(0, 1)
     targets_N = batch.targets_BT.to(device).flatten()
     if batch.mask_BT is not None:
         found = batch.mask_BT.flatten().nonzero().flatten() if batch.counted_N is None else batch.counted_N
@@ -162,10 +166,19 @@ def collate(pieces: Sequence[np.ndarray], masks: Sequence[np.ndarray], context: 
     return TokenBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counted_BT, counted_N)
 
 
+def collate_packed(pieces: Sequence[np.ndarray], masks: Sequence[np.ndarray], context: int) -> TokenBatch:
+    """Token sequences laid end to end in rows of up to `context`, none of which sees another (see packing.py)."""
+    rows = lay_out(pieces, masks, context)
+    inputs_BT, targets_BT = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
+    counted_BT, segments_BT = torch.from_numpy(rows.counted), torch.from_numpy(rows.segments)
+    return TokenBatch(inputs_BT, targets_BT, counted_BT, counted_BT.flatten().nonzero().flatten(), segments_BT)
+
+
 class DialogueBatches:
     """Batches of dialogues, a fixed number of each group in every step, each group in a new order each epoch.
 
-    The dialogues of one step are cut by length into `parts` batches, so that short ones are not padded to the long.
+    Windows of pages may stand among them. The sequences of one step are cut into `parts` batches: packed ones so that
+    all parts hold alike many tokens, padded ones by length, so that short ones are not padded to the long.
     """
 
     def __init__(
@@ -178,11 +191,13 @@ class DialogueBatches:
         context: int,
         seed: int,
         parts: int = 1,
+        packed: bool = False,
+        pages: tuple[Windows, int] | None = None,
     ) -> None:
-        """`groups`: indices of dialogues, and how many of them a step takes."""
+        """`groups`: indices of dialogues, and how many of them a step takes; `pages`: windows, and how many."""
         self.tokens, self.masks, self.offsets = tokens, masks, offsets
         self.groups = [(indices, take) for indices, take in groups if take]
-        self.context, self.seed, self.parts = context, seed, parts
+        self.context, self.seed, self.parts, self.packed, self.pages = context, seed, parts, packed, pages
         if not self.groups or any(len(indices) == 0 for indices, _ in self.groups):
             raise BadInput("batch_dialogues: a kind of dialogue that every step should take from has none")
         self._epoch = lru_cache(maxsize=8)(_order)
@@ -190,15 +205,26 @@ class DialogueBatches:
     def __call__(self, number: int) -> TokenBatch:
         """Batch `number`: part number % parts of step number // parts."""
         step, part = divmod(number, self.parts)
-        chosen = sorted(self._chosen(step), key=lambda i: (int(self.offsets[i + 1] - self.offsets[i]), i))
-        chosen = chosen[part * len(chosen) // self.parts : (part + 1) * len(chosen) // self.parts]
-        cuts = [slice(int(self.offsets[i]), int(self.offsets[i + 1])) for i in chosen]
-        return collate([self.tokens[cut] for cut in cuts], [self.masks[cut] for cut in cuts], self.context)
+        cuts = [slice(int(self.offsets[i]), int(self.offsets[i + 1])) for i in self._chosen(step)]
+        found = [(self.tokens[cut], self.masks[cut]) for cut in cuts]
+        windows, take = self.pages or (None, 0)
+        if windows is not None:
+            texts = [windows.window(place) for place in range(step * take, (step + 1) * take)]
+            found += [(text, np.ones(len(text), dtype=bool)) for text in texts]
+        lengths = [min(len(text), self.context + 1) for text, _ in found]
+        if self.packed:
+            places = deal(lengths, self.parts)[part]
+        else:
+            ordered = sorted(range(len(found)), key=lambda place: (lengths[place], place))
+            places = ordered[part * len(ordered) // self.parts : (part + 1) * len(ordered) // self.parts]
+        make = collate_packed if self.packed else collate
+        return make([found[place][0] for place in places], [found[place][1] for place in places], self.context)
 
     def _chosen(self, step: int) -> list[int]:
+        """Dialogues of a step, in an order that does not depend on how the step is cut."""
         chosen = []
         for stream, (indices, take) in enumerate(self.groups):
             for number in range(step * take, (step + 1) * take):
                 epoch, place = divmod(number, len(indices))
                 chosen.append(int(indices[self._epoch(self.seed, 10 + stream, epoch, len(indices))[place]]))
-        return chosen
+        return sorted(chosen, key=lambda i: (int(self.offsets[i + 1] - self.offsets[i]), i))

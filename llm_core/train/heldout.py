@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from llm_core.data.shards import Shards
 from llm_core.model.transformer import Transformer
 from llm_core.train.batches import collate, next_token_loss
 
@@ -60,6 +61,20 @@ def _windows(document: np.ndarray, end_id: int, context: int, stride: int) -> It
         start = max(0, stop - context - 1)
         yield tokens[start:stop], np.arange(start, stop) >= scored
         scored = stop
+
+
+def glance(model: Transformer, data: Shards, tokens: int, *, lanes: int = 1) -> tuple[float, float]:
+    """(nats a token, bits per byte) on about `tokens` tokens of held-out pages, evenly spread over their documents.
+
+    (nan, nan) if no page is held out.
+    """
+    stream, offsets = data.tokens("validation"), data.offsets("validation")
+    count = len(offsets) - 1
+    if count < 1:
+        return math.nan, math.nan
+    documents = [stream[offsets[i] : offsets[i + 1]] for i in spread(count, round(count * tokens / len(stream)))]
+    nats, scored = document_nats(model, documents, data.tokenizer.end_id, lanes=lanes)
+    return nats / scored, bits_per_byte(nats / scored, 1) / (data.text_bytes("validation") / len(stream))
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:

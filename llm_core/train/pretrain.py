@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from llm_core.contract import BadInput, Emit, Note, Report
 from llm_core.data.shards import Shards
 from llm_core.model.checkpoint import save_model
 from llm_core.model.config import ModelConfig
+from llm_core.model.huggingface import why_not_exportable
 from llm_core.model.sampling import generate
 from llm_core.model.transformer import Transformer
 from llm_core.scaling.prediction import Prediction, distinct_tokens, predict
 from llm_core.settings.pretrain import PretrainConfig
 from llm_core.train.batches import PageBatches, Windows, next_token_loss_on, shuffled_stream
 from llm_core.train.distributed import Ranks, cores_of_a_rank, join, ranks_to_start
-from llm_core.train.heldout import bits_per_byte, document_nats, spread
+from llm_core.train.heldout import bits_per_byte, document_nats, glance
 from llm_core.train.launch import run_ranks
 from llm_core.train.loop import Fit, LoopOptions, fit
 from llm_core.train.machine import Machine, prepare
@@ -39,6 +41,8 @@ def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit:
     lanes = 1 if shape.dropout or ranks.world > 1 else config.passes
     machine = prepare(cores_of_a_rank(config.threads), config.device, config.precision, lanes)
     emit(Note(_costs(config, shape, machine)))
+    if reason := why_not_exportable(shape.architecture):
+        emit(Note(f"later, {reason}"))
     expected = _expect(config, shape, data, machine, ranks)
     emit(Note(expected.sentence()))
     torch.manual_seed(config.seed)
@@ -118,15 +122,9 @@ def batches(config: PretrainConfig, data: Shards, context: int) -> PageBatches:
 
 
 def _glance(model: Transformer, data: Shards, tokens: int, machine: Machine) -> dict[str, float]:
-    """Loss on about `tokens` tokens of held-out pages, evenly spread over them."""
-    stream, offsets = data.tokens("validation"), data.offsets("validation")
-    count = len(offsets) - 1
-    if count < 1:
-        return {}
-    documents = [stream[offsets[i] : offsets[i + 1]] for i in spread(count, round(count * tokens / len(stream)))]
-    nats, scored = document_nats(model, documents, data.tokenizer.end_id, lanes=machine.lanes)
-    nats_a_byte = data.text_bytes("validation") / len(stream)
-    return {"validation/loss": nats / scored, "validation/bits_per_byte": bits_per_byte(nats / scored, 1) / nats_a_byte}
+    """Loss on about `tokens` tokens of held-out pages."""
+    nats, bits = glance(model, data, tokens, lanes=machine.lanes)
+    return {} if math.isnan(nats) else {"validation/loss": nats, "validation/bits_per_byte": bits}
 
 
 def _measure(model: Transformer, data: Shards, machine: Machine) -> dict[str, float]:

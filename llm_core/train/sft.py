@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,15 +12,15 @@ import torch
 from llm_core.artifacts import new_product
 from llm_core.contract import BadInput, Emit, Report
 from llm_core.data.dialogue import stop_ids
-from llm_core.data.shards import DialogueShards, Shards
+from llm_core.data.shards import Shards
 from llm_core.model.checkpoint import load_model, save_model
 from llm_core.model.lora import LoraOptions, add_lora, merge_lora, save_adapter
 from llm_core.model.sampling import generate
 from llm_core.model.transformer import Transformer
 from llm_core.settings.sft import SftConfig
-from llm_core.train.batches import DialogueBatches, collate, next_token_loss, next_token_loss_on
+from llm_core.train.batches import DialogueBatches, Windows, collate, next_token_loss, next_token_loss_on
 from llm_core.train.distributed import Ranks, cores_of_a_rank, join, ranks_to_start
-from llm_core.train.heldout import spread
+from llm_core.train.heldout import glance, spread
 from llm_core.train.launch import run_ranks
 from llm_core.train.loop import Fit, LoopOptions, fit
 from llm_core.train.machine import Machine, prepare
@@ -28,6 +29,8 @@ from llm_core.train.schedule import make_schedule
 
 LOOKED_AT = 256
 """Held-out dialogues of each kind that an evaluation looks at."""
+PAGE_TOKENS = 10_000
+"""Tokens of held-out pages that an evaluation looks at."""
 
 
 def run(config: SftConfig, *, base: Path, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
@@ -91,7 +94,7 @@ def _train(
     )
     return fit(
         model,
-        batch=batches(config, data.dialogues("train"), model.config.context),
+        batch=batches(config, data, model.config.context),
         objective=next_token_loss_on(machine),
         optimizer=lambda trained: make_optimizer(trained, optimizer),
         schedule=make_schedule(steps=config.steps, **config.schedule.model_dump()),
@@ -104,9 +107,11 @@ def _train(
     )
 
 
-def batches(config: SftConfig, dialogues: DialogueShards, context: int) -> DialogueBatches:
-    """Dialogues of each step: problems and others in the configured proportion, or all alike."""
-    count, size = len(dialogues.offsets) - 1, config.batch_dialogues
+def batches(config: SftConfig, data: Shards, context: int) -> DialogueBatches:
+    """What each step takes: problems and other dialogues in the configured proportion, or all alike, and pages."""
+    dialogues = data.dialogues("train")
+    count, taken_by_pages = len(dialogues), round(config.batch_dialogues * config.page_share)
+    size = config.batch_dialogues - taken_by_pages
     if count < 1:
         raise BadInput("shards: no training dialogues; give acquire a source that has some")
     groups = [(np.arange(count), size)]
@@ -115,6 +120,7 @@ def batches(config: SftConfig, dialogues: DialogueShards, context: int) -> Dialo
     if config.problem_share is not None and is_problem.any() and not is_problem.all():
         taken = round(size * config.problem_share)
         groups = [(np.flatnonzero(is_problem), taken), (np.flatnonzero(~is_problem), size - taken)]
+    tokens = data.tokens("train")
     return DialogueBatches(
         dialogues.tokens,
         dialogues.mask,
@@ -123,6 +129,8 @@ def batches(config: SftConfig, dialogues: DialogueShards, context: int) -> Dialo
         context=context,
         seed=config.seed,
         parts=config.passes,
+        packed=config.packing,
+        pages=(Windows(lambda _: tokens, context, config.seed, stream=3), taken_by_pages) if taken_by_pages else None,
     )
 
 
@@ -130,7 +138,7 @@ class HeldOut:
     """Held-out dialogues: loss by kind, share of problems answered right, and answers to look at."""
 
     def __init__(self, data: Shards, context: int) -> None:
-        self.tokenizer, self.context = data.tokenizer, context
+        self.data, self.tokenizer, self.context = data, data.tokenizer, context
         self.stops = stop_ids(data.tokenizer)
         found = data.dialogues("validation")
         self.by_kind: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -145,7 +153,8 @@ class HeldOut:
 
     @torch.no_grad()
     def figures(self, model: Transformer) -> dict[str, float]:
-        """Nats for each answer token, over all kinds and by kind, and greedy exact answers to the problems."""
+        """Nats for each answer token, over all kinds and by kind, greedy exact answers to the problems, and bits per
+        byte of some held-out pages, which tuning makes worse."""
         out: dict[str, float] = {}
         total, count = 0.0, 0.0
         for name, dialogues in self.by_kind.items():
@@ -161,6 +170,9 @@ class HeldOut:
             out["validation/loss"] = total / count
         if "problem" in self.by_kind:
             out["validation/problem_accuracy"] = self._accuracy(model)
+        bits = glance(model, self.data, PAGE_TOKENS)[1]
+        if not math.isnan(bits):
+            out["validation/page_bits_per_byte"] = bits
         return out
 
     def _accuracy(self, model: Transformer) -> float:
