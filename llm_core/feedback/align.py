@@ -1,238 +1,341 @@
-"""Stage align: tune the chat model on the votes by direct preference optimisation (DPO).
+"""Stage align: tune the chat model on the feedback, by DPO on the votes, or by GRPO or PPO on its own answers.
 
-The reference is the chat model itself: its log-probabilities of all pairs are computed once, so no second model is kept
-while training. At step 0 policy and reference are the same, hence the margin 0 and the sigmoid loss ln 2; a run that
-starts otherwise has a bug in its data or model, and is stopped. The reward model trains nothing here: it scores
-sampled answers before and after, beside the divergence that was paid for them.
+The reference is always the chat model: for DPO its log-probabilities of all pairs, computed once; for the online
+methods a frozen copy, or with LoRA the very weights without their additions. A policy that does not start at the
+reference, or a ratio that is not 1 where it has to be, means a bug, and the run is stopped. What feedback cannot teach
+anything (too few votes, a reward that is no number or the same for all answers) leaves aligned as chat, with a reason.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from llm_core.artifacts import new_product
-from llm_core.contract import Emit, Metric, Note, Report
+from llm_core.artifacts import dump_json, new_product, write_atomic
+from llm_core.contract import BadInput, Emit, Event, Metric, Note, Progress, Report, Resumed
 from llm_core.data.bpe import Tokenizer
-from llm_core.data.dialogue import encode_prompt
-from llm_core.data.sources.problems import is_right
-from llm_core.feedback.objectives import answer_logprobs, dpo_loss
+from llm_core.feedback.actor import Actor, OnlineOptions
+from llm_core.feedback.checks import CHECKS
+from llm_core.feedback.comparing import SHOWN, asked, compare, shown
+from llm_core.feedback.critic import Critic
+from llm_core.feedback.objectives import POLICY_FORMS, PolicyForm
+from llm_core.feedback.online import Online
+from llm_core.feedback.pairwise import Pairwise
 from llm_core.feedback.preferences import (
     POOLS,
-    EncodedPair,
     PairBatch,
     Vote,
     collate,
     encode_pairs,
     epochs,
-    in_order,
-    prompt_text,
     read_votes,
     too_few,
     training_pairs,
 )  # fmt: skip
-from llm_core.feedback.rollout import Answer, answer, divergence, without_dropout
+from llm_core.feedback.rollout import Answer, answer, answer_logprob, without_dropout
 from llm_core.feedback.scorer import RewardModel, load_reward_model
+from llm_core.feedback.worth import Prompt, Rewards, Sample, UselessReward
 from llm_core.model.checkpoint import load_model, save_model
+from llm_core.model.lora import LoraOptions, adapter_off, add_lora, merge_lora, save_adapter
 from llm_core.model.transformer import Transformer
 from llm_core.settings.align import AlignConfig
-from llm_core.train.loop import Fit, LoopOptions, Loss, fit
-from llm_core.train.loss import sequence_logprobs
+from llm_core.train.loop import Fit, LoopOptions, fit
 from llm_core.train.machine import prepare
-from llm_core.train.optim import OptimizerOptions, make_optimizer
+from llm_core.train.optim import AdamW, OptimizerOptions, Optimizers, make_optimizer
 from llm_core.train.schedule import cosine
 
 CARD = """# Aligned model
 
-The chat model, tuned by DPO on {pairs} preferences of: {raters}.
+The chat model, tuned by {method} {on}.
 Divergence from the chat model: {kl_from_chat:.2f} nats per sampled answer.
 """
-START_TOLERANCE = 1e-3  # nats: batches are padded differently when the reference is computed
 
 
 def run(config: AlignConfig, *, chat: Path, reward: Path, votes: Path, out: Path, scratch: Path, emit: Emit) -> Report:
-    """Tune, then compare with chat on prompts that were held out. With too few pairs it stays chat."""
+    """Tune, then compare with chat on prompts that were held out. With nothing to learn from it stays chat."""
     machine = prepare(config.threads, config.device)
-    reference, tokenizer, rows = load_model(chat).to(machine.device), Tokenizer.load(chat), read_votes(votes)
-    context = reference.config.context
-    train, held_out = training_pairs(rows, config.pool, "align")
-    pairs, judged = encode_pairs(train, tokenizer, context), encode_pairs(held_out, tokenizer, context)
-    raters = sorted({vote.rater for vote in rows if vote.rater in POOLS[config.pool]})
-    emit(Note(f"{len(pairs)} pairs to train on, {len(judged)} held out, by: {', '.join(raters)}"))
-    policy, fitted = reference, Fit()
-    if reason := too_few(pairs, judged, config.batch_pairs):
-        emit(Note(f"{reason}: aligned is chat, unchanged"))
-    else:
-        policy, fitted = _tune(config, reference, pairs, judged, scratch, emit)
-    scorer = load_reward_model(reward).to(machine.device)
-    metrics, samples = _compare(config, policy, reference, scorer, tokenizer, rows)
+    stage = _Stage(config, chat, load_reward_model(reward).to(machine.device), read_votes(votes), scratch, emit)
+    tuned, fitted, facts = stage.dpo() if config.method == "dpo" else stage.online()
+    reference = load_model(chat).to(machine.device).eval()
+    aligned = reference if tuned is None else stage.plain(tuned)
+    metrics, samples = compare(
+        {"chat": reference, "aligned": aligned}, stage.held_out[: config.kl_prompts], stage.scorer, stage.tokenizer,
+        check=CHECKS[config.online.check], max_new_tokens=config.max_new_tokens, seed=config.seed,
+    )  # fmt: skip
     emit(Metric(fitted.steps, {f"validation/{name}": value for name, value in metrics.items()}))
     metrics |= {name.replace("validation/", "held_out_"): v for name, v in fitted.last.items() if "validation/" in name}
-    metrics |= {"pairs": len(pairs), "held_out_pairs": len(judged), "steps": fitted.steps}
-    with new_product(out, "aligned", {"method": config.method, "raters": raters, "pairs": len(pairs)}) as folder:
-        card = CARD.format(pairs=len(pairs), raters=", ".join(raters), kl_from_chat=metrics["kl_from_chat"])
-        save_model(policy, folder, tokenizer, card)
-    return Report(metrics, samples=samples)
+    metrics |= facts | {"steps": fitted.steps, "prompts_too_long": stage.too_long}
+    named = {"method": config.method, "raters": stage.raters, "pairs": len(stage.pairs)}
+    with new_product(out, "aligned", named) as folder:
+        if tuned is not None and stage.lora is not None:
+            save_adapter(tuned, folder / "adapter", stage.lora)
+        save_model(aligned, folder, stage.tokenizer, stage.card(metrics["kl_from_chat"]))
+    return Report(metrics, samples=[*samples, *stage.looks.rows()])
 
 
-def _tune(
-    config: AlignConfig,
-    reference: Transformer,
-    pairs: Sequence[EncodedPair],
-    judged: Sequence[EncodedPair],
-    scratch: Path,
-    emit: Emit,
-) -> tuple[Transformer, Fit]:
-    """The tuned model, with the reference's own config, and how the training went."""
-    known, known_judged = _reference(reference, pairs, config), _reference(reference, judged, config)
-    order, device = epochs(len(pairs), config.batch_pairs, config.seed), reference.head_weight.device
-    policy = without_dropout(reference)
-    objective = _objective(config, known)
+class _Stage:
+    """What both kinds of tuning need: the votes as pairs and prompts, and the models."""
 
-    def batch(step: int) -> PairBatch:
-        return collate(pairs, order(step)).to(device)
+    def __init__(
+        self, config: AlignConfig, chat: Path, scorer: RewardModel, votes: Sequence[Vote], scratch: Path, emit: Emit
+    ) -> None:
+        self.config, self.scorer, self.scratch = config, scorer, scratch
+        self.looks = _Looks(scratch, emit)
+        self.chat = load_model(chat).to(scorer.weight.device)
+        self.tokenizer, context = Tokenizer.load(chat), self.chat.config.context
+        self.pairs, self.judged = training_pairs(votes, config.pool, "align")
+        self.prompts, too_long = asked(votes, config.pool, "train", self.tokenizer, context)
+        self.held_out, more = asked(votes, config.pool, "validation", self.tokenizer, context)
+        self.too_long = too_long + more
+        self.raters = sorted({vote.rater for vote in votes if vote.rater in POOLS[config.pool]})
+        self.lora = None if config.lora is None else LoraOptions(**config.lora.model_dump())
 
-    _check_start(policy, objective, batch(0), config)
-    fitted = fit(
-        policy,
-        batch=batch,
-        objective=objective,
-        optimizer=make_optimizer(
+    def card(self, divergence: float) -> str:
+        """The model card."""
+        raters = f"on {len(self.pairs)} preferences of: {', '.join(self.raters)}"
+        source = self.config.online.reward
+        learned = {"model": f"a reward model trained {raters}", "checked": "checked answers"}
+        learned["mix"] = f"{learned['checked']} and {learned['model']}"
+        on = raters if self.config.method == "dpo" else f"for {learned[source]}"
+        return CARD.format(method=self.config.method.upper(), on=on, kl_from_chat=divergence)
+
+    def policy(self) -> Transformer:
+        """The chat model to train, without dropout; with LoRA its weights are frozen and additions trained."""
+        policy = without_dropout(self.chat)
+        if self.lora is not None:
+            torch.manual_seed(self.config.seed)
+            add_lora(policy, self.lora)
+        return policy
+
+    def plain(self, tuned: Transformer) -> Transformer:
+        """The tuned weights, additions merged, under the chat model's own config."""
+        if self.lora is not None:
+            tuned = without_additions(tuned)
+        model = Transformer(self.chat.config).to(tuned.head_weight.device)
+        model.load_state_dict(tuned.state_dict())
+        return model.eval()
+
+    def nothing(self, reason: str, facts: Mapping[str, float]) -> tuple[None, Fit, dict[str, float]]:
+        """What is left if there is nothing to learn from."""
+        self.looks.emit(Note(f"{reason}: aligned is chat, unchanged"))
+        return None, Fit(), dict(facts)
+
+    def dpo(self) -> tuple[Transformer | None, Fit, dict[str, float]]:
+        """The policy tuned on the pairs, how it went, and facts for the report; None if there were too few."""
+        config, context = self.config, self.chat.config.context
+        pairs = encode_pairs(self.pairs, self.tokenizer, context)
+        judged = encode_pairs(self.judged, self.tokenizer, context)
+        facts = {"pairs": float(len(pairs)), "held_out_pairs": float(len(judged))}
+        facts["too_long_pairs"] = float(len(self.pairs) + len(self.judged) - len(pairs) - len(judged))
+        self.looks.emit(Note(f"{len(pairs)} pairs to train on, {len(judged)} held out, by: {', '.join(self.raters)}"))
+        if reason := too_few(pairs, judged, config.batch_pairs):
+            return self.nothing(reason, facts)
+        policy, form = self.policy(), Pairwise(
+            config.loss, config.beta, config.label_smoothing, config.sft_weight, config.ld_alpha
+        )  # fmt: skip
+        with adapter_off(policy):
+            known, known_judged = (form.known(policy, given, config.batch_pairs) for given in (pairs, judged))
+        order, device = epochs(len(pairs), config.batch_pairs, config.seed), known.device
+
+        def batch(step: int) -> PairBatch:
+            return collate(pairs, order(step)).to(device)
+
+        def look(model: Transformer) -> dict[str, float]:
+            self._show(model)
+            judgement = form.judge(model, judged, known_judged, config.batch_pairs)
+            return {f"validation/{name}": value for name, value in judgement.items()}
+
+        form.check_start(policy, known, batch(0))
+        fitted = fit(
+            policy,
+            batch=batch,
+            objective=form.objective(known),
+            optimizer=self._optimizer(policy),
+            schedule=cosine(config.steps, config.warmup_share),
+            options=LoopOptions(
+                config.steps,
+                seed=config.seed,
+                evaluate_every=config.evaluate_every,
+                save_every_seconds=config.save_every_seconds,
+            ),
+            scratch=self.scratch,
+            emit=self.looks.hear,
+            evaluate=look,
+        )
+        return policy, fitted, facts
+
+    def _optimizer(self, policy: Transformer) -> Optimizers:
+        config = self.config
+        return make_optimizer(
             policy, OptimizerOptions(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-        ),
-        schedule=cosine(config.steps, config.warmup_share),
-        options=LoopOptions(config.steps, seed=config.seed, evaluate_every=config.evaluate_every),
-        scratch=scratch,
-        emit=emit,
-        evaluate=lambda model: _judge(model, judged, known_judged, config),
-    )
-    tuned = Transformer(reference.config).to(device)
-    tuned.load_state_dict(policy.state_dict())
-    return tuned.eval(), fitted
-
-
-@torch.no_grad()
-def _reference(model: Transformer, pairs: Sequence[EncodedPair], config: AlignConfig) -> Tensor:
-    """The reference's log-probabilities of the answers, (2, pairs): chosen, rejected."""
-    model.eval()
-    device = model.head_weight.device
-    parts = [_answers(model, collate(pairs, rows).to(device)) for rows in in_order(len(pairs), config.batch_pairs)]
-    return torch.cat(parts, dim=1)
-
-
-def _answers(model: Transformer, batch: PairBatch) -> Tensor:
-    """Log-probabilities of a batch's answers, (2, P)."""
-    return answer_logprobs(sequence_logprobs(model, batch.tokens_BT, batch.mask_BT), batch.mask_BT).view(2, -1)
-
-
-def _objective(config: AlignConfig, known: Tensor) -> Callable[[Transformer, PairBatch], Loss]:
-    def objective(model: Transformer, batch: PairBatch) -> Loss:
-        ours = _answers(model, batch)
-        loss = _loss(config, ours, known[:, batch.rows_P], batch)
-        count = ours.shape[1]
-        return Loss(loss * count, count, _figures(ours, known[:, batch.rows_P], config), batch.tokens_BT.numel())
-
-    return objective
-
-
-def _loss(config: AlignConfig, ours: Tensor, known: Tensor, batch: PairBatch) -> Tensor:
-    chosen_lengths_P, rejected_lengths_P = batch.mask_BT.sum(-1).view(2, -1)
-    return dpo_loss(
-        ours[0], ours[1], known[0], known[1],
-        beta=config.beta,
-        form=config.loss,
-        label_smoothing=config.label_smoothing,
-        chosen_lengths_P=chosen_lengths_P,
-        rejected_lengths_P=rejected_lengths_P,
-        sft_weight=config.sft_weight,
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def _figures(ours: Tensor, known: Tensor, config: AlignConfig) -> dict[str, float]:
-    """TRL's names: implicit rewards, their margin, and how likely the answers themselves are."""
-    rewards = config.beta * (ours - known)
-    margin_P = rewards[0] - rewards[1]
-    return {
-        "reward_chosen": float(rewards[0].mean()),
-        "reward_rejected": float(rewards[1].mean()),
-        "margin": float(margin_P.mean()),
-        "accuracy": float((margin_P > 0).float().mean()),
-        "logprob_chosen": float(ours[0].mean()),
-        "logprob_rejected": float(ours[1].mean()),
-    }
-
-
-@torch.no_grad()
-def _check_start(
-    policy: Transformer, objective: Callable[[Transformer, PairBatch], Loss], batch: PairBatch, config: AlignConfig
-) -> None:
-    loss = objective(policy, batch)
-    margin = loss.figures["margin"] / config.beta
-    plain = config.loss == "sigmoid" and not config.sft_weight
-    if abs(margin) > START_TOLERANCE or (plain and abs(float(loss.total) / loss.count - math.log(2)) > START_TOLERANCE):
-        raise RuntimeError(
-            f"the policy does not start at the reference: margin {margin:.3g} nats (0 expected), "
-            f"loss {float(loss.total) / loss.count:.5f}"
         )
 
-
-def _judge(model: Transformer, pairs: Sequence[EncodedPair], known: Tensor, config: AlignConfig) -> dict[str, float]:
-    """Loss and implicit rewards on held-out pairs."""
-    device, losses, parts = known.device, 0.0, []
-    for rows in in_order(len(pairs), config.batch_pairs):
-        batch = collate(pairs, rows).to(device)
-        ours = _answers(model, batch)
-        losses += float(_loss(config, ours, known[:, batch.rows_P], batch)) * len(rows)
-        parts.append(ours)
-    figures = _figures(torch.cat(parts, dim=1), known, config) | {"loss": losses / len(pairs)}
-    return {f"validation/{name}": value for name, value in figures.items()}
-
-
-def _compare(
-    config: AlignConfig,
-    policy: Transformer,
-    reference: Transformer,
-    scorer: RewardModel,
-    tokenizer: Tokenizer,
-    votes: Sequence[Vote],
-) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Sampled answers before and after on held-out prompts: reward, share right where it can be checked, KL."""
-    prompts = _held_out_prompts(votes, config, tokenizer, policy.config.context)
-    metrics: dict[str, float] = {"compared_prompts": len(prompts), "kl_from_chat": 0.0}
-    if not prompts:
-        return metrics, []
-    samples: list[dict[str, str]] = []
-    drawn: dict[str, list[Answer]] = {}
-    for name, model in (("chat", reference), ("aligned", policy)):
-        answers = answer(
-            model, tokenizer, [vote.prompt for vote in prompts],
-            samples=1, temperature=1.0, max_new_tokens=config.max_new_tokens, seed=config.seed,
+    def _show(self, model: Transformer) -> None:
+        some = self.held_out[:SHOWN]
+        given = answer(
+            model, self.tokenizer, [prompt.messages for prompt in some],
+            samples=1, temperature=1.0, max_new_tokens=self.config.max_new_tokens, seed=self.config.seed,
         )  # fmt: skip
-        drawn[name] = [given[0] for given in answers]
-        scores = scorer.score([(a.prompt_tokens + a.tokens)[: policy.config.context] for a in drawn[name]])
-        metrics[f"reward_{name}"] = sum(scores) / len(scores)
-        metrics[f"answer_tokens_{name}"] = sum(len(a.tokens) for a in drawn[name]) / len(prompts)
-        checked = [is_right(a.text, v.check) for a, v in zip(drawn[name], prompts, strict=True) if v.check is not None]
-        if checked:
-            metrics[f"sampled_right_{name}"] = sum(checked) / len(checked)
-        samples += [
-            {"model": name, "prompt": vote.prompt[-1]["content"], "text": a.text}
-            for vote, a in zip(prompts[:8], drawn[name], strict=False)
-        ]
-    metrics["kl_from_chat"] = divergence(policy, reference, drawn["aligned"])
-    return metrics, samples
+        self.looks.show(some, [answers[0].text for answers in given])
+
+    def online(self) -> tuple[Transformer | None, Fit, dict[str, float]]:
+        """The policy tuned on its own answers, how it went, and facts; None if the reward says nothing."""
+        config, online = self.config, self.config.online
+        prompts, held_out = self._asked(self.prompts), self._asked(self.held_out)[: online.evaluate_prompts]
+        facts = {"prompts": float(len(prompts)), "held_out_prompts": float(len(held_out))}
+        self.looks.emit(Note(f"{len(prompts)} prompts to train on, {len(held_out)} held out"))
+        if reason := too_few_prompts(prompts, held_out, online.prompts):
+            return self.nothing(reason, facts)
+        policy = self.policy()
+        rewards = Rewards(
+            online.reward, self.scorer, CHECKS[online.check], online.checked_weight, online.missing_end_penalty
+        )
+        reference = without_dropout(self.chat).eval() if self.lora is None else None
+        tuning = Online(_options(config), prompts, rewards, self.tokenizer, reference)
+        actor = tuning.actor(policy, Critic(self.scorer) if config.method == "ppo" else None)
+        try:
+            facts |= tuning.probe(policy)
+            fitted = self._fit_online(tuning, actor, held_out)
+        except UselessReward as useless:
+            return self.nothing(str(useless), facts | {"useless_reward": 1.0})
+        return actor.policy, fitted, facts | {"kl_weight": float(actor.kl_weight)}
+
+    def _asked(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Those whose answers can be rewarded."""
+        if self.config.online.reward == "model":
+            return list(prompts)
+        checked = [prompt for prompt in prompts if prompt.check is not None]
+        if prompts and not checked:
+            raise BadInput(
+                f"align.online.reward = {self.config.online.reward!r}: none of the votes' {len(prompts)} prompts has "
+                "an answer that can be checked; take the reward model's score ('model')"
+            )
+        return checked
+
+    def _fit_online(self, tuning: Online, actor: Actor, held_out: Sequence[Prompt]) -> Fit:
+        online, options = self.config.online, tuning.options
+        per_rollout = options.epochs * options.minibatches
+        steps = online.rollouts * per_rollout
+        return fit(
+            actor,
+            batch=tuning.place,
+            objective=tuning.objective,
+            optimizer=self._online_optimizer(actor),
+            schedule=cosine(steps, online.warmup_share),
+            options=LoopOptions(
+                steps,
+                seed=self.config.seed,
+                accumulate=options.passes,
+                evaluate_every=online.evaluate_every * per_rollout,
+                save_every_seconds=self.config.save_every_seconds,
+                out_of_memory="raise online.passes, which cuts a step into smaller batches",
+            ),
+            scratch=self.scratch,
+            emit=self.looks.hear,
+            evaluate=lambda actor: self._look(tuning, actor.policy, held_out),
+        )
+
+    def _online_optimizer(self, actor: Actor) -> Optimizers:
+        """AdamW for policy and critic, each at its own learning rate."""
+        config, parts = self.config, list[AdamW]()
+        rates = {"policy.": config.online.learning_rate, "critic.": config.ppo.value_learning_rate}
+        for prefix, rate in rates.items():
+            named = [(name, p) for name, p in actor.named_parameters() if p.requires_grad and name.startswith(prefix)]
+            matrices = [(name, p) for name, p in named if p.dim() >= 2]
+            rest = [(name, p) for name, p in named if p.dim() < 2]
+            for group, decay in ((matrices, config.weight_decay), (rest, 0.0)):
+                if group:
+                    parts.append(AdamW(group, rate, (0.9, 0.95), decay))
+        if config.method == "ppo":
+            for part in parts:
+                part.eps = config.ppo.adam_epsilon
+        return Optimizers(actor, [], parts)
+
+    def _look(self, tuning: Online, policy: Transformer, prompts: Sequence[Prompt]) -> dict[str, float]:
+        """Answers to held-out prompts: what they are worth, how long they are, how far the policy went."""
+        samples = tuning.sample(policy, prompts, 1, self.config.seed)
+        worth = tuning.rewards(samples)
+        given = [Answer(s.prompt.tokens, s.tokens, s.text, s.finished) for s in samples]
+        ours = answer_logprob(policy, given)
+        with adapter_off(policy):
+            theirs = answer_logprob(tuning.reference or policy, given)
+        self.looks.show(prompts, [sample.text for sample in samples])
+        figures = {
+            "score": sum(worth.total) / len(samples),
+            "kl": sum(x - y for x, y in zip(ours, theirs, strict=True)) / len(samples),
+            "answer_tokens": sum(len(sample.tokens) for sample in samples) / len(samples),
+            "ended": sum(sample.finished for sample in samples) / len(samples),
+        }
+        figures |= {f"score_{name}": sum(values) / len(values) for name, values in worth.parts.items()}
+        if right := self._right(samples):
+            figures["right"] = sum(right) / len(right)
+        return {f"validation/{name}": value for name, value in figures.items()}
+
+    def _right(self, samples: Sequence[Sample]) -> list[bool]:
+        check = CHECKS[self.config.online.check]
+        return [check(s.text, s.prompt.check) for s in samples if s.prompt.check is not None]
 
 
-def _held_out_prompts(votes: Sequence[Vote], config: AlignConfig, tokenizer: Tokenizer, context: int) -> list[Vote]:
-    """One vote for each distinct held-out prompt of the pool, in the order of the file."""
-    found: dict[str, Vote] = {}
-    for vote in votes:
-        if vote.split == "validation" and vote.rater in POOLS[config.pool]:
-            found.setdefault(prompt_text(vote.prompt), vote)
-    fitting = [vote for vote in found.values() if len(encode_prompt(vote.prompt, tokenizer)) < context]
-    return fitting[: config.kl_prompts]
+class _Looks:
+    """Hears what the loop tells, so as to know its step, and keeps the sampled answers of every evaluation."""
+
+    def __init__(self, scratch: Path, emit: Emit) -> None:
+        self.scratch, self.emit, self.step = scratch, emit, 0
+
+    def hear(self, event: Event) -> None:
+        """Pass the event on."""
+        if isinstance(event, Progress):
+            self.step = round(event.done)
+        elif isinstance(event, Resumed):
+            self.step = event.step
+        self.emit(event)
+
+    def show(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
+        """Tell of the first answers and keep them."""
+        rows = shown(f"step {self.step}", prompts, texts)
+        write_atomic(self.scratch / f"answers-{self.step:08d}.json", dump_json(rows))
+        lines = "; ".join(f"{row['prompt']!r} -> {row['text']!r}" for row in rows)
+        self.emit(Note(f"step {self.step}, sampled: {lines}"))
+
+    def rows(self) -> list[dict[str, str]]:
+        """All that were kept, in order."""
+        return [row for path in sorted(self.scratch.glob("answers-*.json")) for row in json.loads(path.read_text())]
+
+
+def without_additions(tuned: Transformer) -> Transformer:
+    """A copy of a model with low-rank additions, these merged into its weights."""
+    return merge_lora(copy.deepcopy(tuned))
+
+
+def too_few_prompts(train: Sequence[Prompt], held_out: Sequence[Prompt], least: int) -> str:
+    """Why nothing can be learned from so few prompts, as a sentence; empty if there are enough."""
+    if len(train) >= least and held_out:
+        return ""
+    return f"too few prompts: {len(train)} to train on ({least} are needed), {len(held_out)} held out (1 is needed)"
+
+
+def _options(config: AlignConfig) -> OnlineOptions:
+    online, grpo, ppo = config.online, config.grpo, config.ppo
+    form = PolicyForm(clip_low=ppo.clip, clip_high=ppo.clip)
+    if config.method == "grpo":
+        form = POLICY_FORMS[grpo.variant]
+        form = replace(
+            form,
+            clip_low=form.clip_low if grpo.clip_low is None else grpo.clip_low,
+            clip_high=form.clip_high if grpo.clip_high is None else grpo.clip_high,
+            scale=form.scale if grpo.scale == "variant" else grpo.scale,
+        )
+    assert config.method != "dpo"
+    return OnlineOptions(
+        method=config.method, seed=config.seed, prompts=online.prompts, samples=online.samples, epochs=online.epochs,
+        minibatches=online.minibatches, passes=online.passes, temperature=online.temperature,
+        max_new_tokens=config.max_new_tokens, kl_weight=online.kl_weight, kl_target=online.kl_target,
+        kl_horizon=online.kl_horizon, form=form, kl=grpo.kl, drop_flat_groups=grpo.drop_flat_groups,
+        drop_cut_answers=grpo.drop_cut_answers, value_clip=ppo.value_clip, value_weight=ppo.value_weight,
+        gamma=ppo.gamma, lam=ppo.lam, whiten_rewards=ppo.whiten_rewards,
+    )  # fmt: skip

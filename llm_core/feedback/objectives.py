@@ -11,6 +11,7 @@ Shapes: B sequences, T answer tokens, P pairs. Masks are 1.0 (or True) on answer
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +20,33 @@ from torch.nn import functional as F
 
 PreferenceForm = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust"]
 Normaliser = Literal["token", "sequence", "sequence_sum", "constant"]
+Scale = Literal["group", "batch", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyForm:
+    """What distinguishes one policy objective from another; `local`: the token mean of each pass by itself."""
+
+    ratio: Literal["token", "sequence"] = "token"
+    surrogate: Literal["clip", "cispo"] = "clip"
+    normaliser: Normaliser = "token"
+    local: bool = False
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    scale: Scale = "group"
+
+
+POLICY_FORMS: dict[str, PolicyForm] = {
+    "grpo": PolicyForm(normaliser="sequence"),  # 2402.03300
+    "dapo": PolicyForm(clip_high=0.28),  # 2503.14476
+    "dr_grpo": PolicyForm(normaliser="constant", scale="none"),  # 2503.20783
+    "bnpo": PolicyForm(local=True),
+    "cispo": PolicyForm(surrogate="cispo", clip_high=5.0),  # 2506.13585
+    "gspo": PolicyForm(ratio="sequence", normaliser="sequence", clip_low=3e-4, clip_high=4e-4),  # 2507.18071
+    "luspo": PolicyForm(ratio="sequence", normaliser="sequence_sum"),
+    "reinforce": PolicyForm(scale="none", clip_low=1.0, clip_high=float("inf")),  # as nanochat: r - mean, no clip
+}
+"""The group-relative family by name."""
 
 
 def answer_logprobs(logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -89,7 +117,7 @@ def reward_loss(chosen_P: Tensor, rejected_P: Tensor, *, margin_P: Tensor | None
     return -F.logsigmoid(difference_P).mean() + centre * ((chosen_P + rejected_P) ** 2).mean()
 
 
-def group_advantages(rewards_B: Tensor, group: int, *, scale: Literal["group", "batch", "none"] = "group") -> Tensor:
+def group_advantages(rewards_B: Tensor, group: int, *, scale: Scale = "group") -> Tensor:
     """Rewards of `group` consecutive answers to one prompt, less their mean, over the deviation (n - 1) + 1e-4."""
     centred_NG = rewards_B.view(-1, group) - rewards_B.view(-1, group).mean(1, keepdim=True)
     if scale == "none":

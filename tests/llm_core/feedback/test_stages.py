@@ -1,10 +1,9 @@
-"""collect, reward and align on a small world: whose votes count, equal bytes, a start that is the reference."""
+"""collect and reward on a small world: whose votes count, equal bytes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,17 @@ import pytest
 import torch
 
 from llm_core.artifacts import digest, new_product, verify
-from llm_core.contract import BadInput, Event, Note, Progress, Report, Stop
+from llm_core.contract import BadInput, Event, Report
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.sources.problems import is_right
-from llm_core.feedback import align, collect, reward
+from llm_core.feedback import collect, reward
 from llm_core.feedback.preferences import clear_pairs, collate, encode_pairs, epochs, read_votes, split_of
 from llm_core.feedback.scorer import load_reward_model
-from llm_core.model.checkpoint import load_model
-from llm_core.settings.align import AlignConfig
 from llm_core.settings.collect import CollectConfig
 from llm_core.settings.reward import RewardConfig
 
 COLLECT = {"threads": 1, "samples": 6, "pairs": 8, "max_new_tokens": 6, "validation_share": 0.3, "rater_noise": 0.0}
 REWARD = {"threads": 1, "steps": 12, "batch_pairs": 8, "evaluate_every": 4}
-ALIGN = {"threads": 1, "steps": 12, "batch_pairs": 8, "evaluate_every": 6, "kl_prompts": 8, "max_new_tokens": 6}
 
 
 def quiet(event: Event) -> None:
@@ -51,21 +47,6 @@ def simulated(small_world: Any, tmp_path_factory: pytest.TempPathFactory) -> tup
     folder = tmp_path_factory.mktemp("simulated")
     (folder / "votes.jsonl").touch()
     return folder / "votes", collected(small_world, folder, folder / "votes.jsonl")
-
-
-@pytest.fixture(scope="module")
-def rewarded(small_world: Any, simulated: tuple[Path, Report], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reward")
-    config = RewardConfig.model_validate(REWARD)
-    reward.run(
-        config,
-        chat=small_world.chat,
-        votes=simulated[0],
-        out=folder / "reward",
-        scratch=fresh(folder / "s"),
-        emit=quiet,
-    )
-    return folder / "reward"
 
 
 def person(number: int, **changes: Any) -> str:
@@ -166,67 +147,6 @@ def test_the_reward_model_is_normalised_and_judged_beside_baselines(
     assert float(scores.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
     with pytest.raises(BadInput, match=r"head\.safetensors"):
         load_reward_model(small_world.chat)
-
-
-Aligner = Callable[..., Report]
-
-
-@pytest.fixture
-def aligner(small_world: Any, simulated: tuple[Path, Report], rewarded: Path, tmp_path: Path) -> Aligner:
-    def run(name: str, emit: Callable[[Event], None] = quiet, **settings: Any) -> Report:
-        scratch = tmp_path / f"scratch-{name}"
-        scratch.mkdir(exist_ok=True)
-        config = AlignConfig.model_validate(ALIGN | settings)
-        return align.run(
-            config, chat=small_world.chat, reward=rewarded, votes=simulated[0], out=tmp_path / name, scratch=scratch,
-            emit=emit,
-        )  # fmt: skip
-
-    return run
-
-
-def test_dpo_learns_the_votes_and_pays_a_little_divergence(aligner: Aligner, small_world: Any, tmp_path: Path) -> None:
-    report = aligner("aligned", steps=40, learning_rate=1e-3)
-    assert report.metrics["held_out_margin"] > 0
-    assert 0 < report.metrics["kl_from_chat"] < 20
-    assert {"reward_chat", "reward_aligned", "sampled_right_chat", "sampled_right_aligned"} <= report.metrics.keys()
-    assert {sample["model"] for sample in report.samples} == {"chat", "aligned"}
-    assert load_model(tmp_path / "aligned").config == load_model(small_world.chat).config
-
-
-def test_a_stopped_run_ends_with_the_same_bytes(aligner: Aligner, tmp_path: Path) -> None:
-    def stop(event: Event) -> None:
-        if isinstance(event, Progress) and event.done == 7:
-            raise Stop
-
-    aligner("whole")
-    with pytest.raises(Stop):
-        aligner("stopped", emit=stop)
-    notes: list[str] = []
-    aligner("stopped", emit=lambda event: notes.append(event.text) if isinstance(event, Note) else None)
-    assert digest(tmp_path / "whole") == digest(tmp_path / "stopped")
-
-
-def test_a_policy_that_is_not_the_reference_is_stopped(aligner: Aligner, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = align._reference
-    monkeypatch.setattr(align, "_reference", lambda *given: known(*given) + torch.tensor([[0.1], [-0.1]]))
-    with pytest.raises(RuntimeError, match="does not start at the reference"):
-        aligner("wrong")
-
-
-def test_a_pool_without_votes_is_the_users_error(aligner: Aligner) -> None:
-    with pytest.raises(BadInput, match=r"align\.pool = 'dataset': there is no vote of this kind, only of simulated"):
-        aligner("none", pool="dataset")
-
-
-def test_too_few_clear_votes_leave_chat_as_it_is(aligner: Aligner, small_world: Any, tmp_path: Path) -> None:
-    notes: list[str] = []
-    report = aligner("few", lambda event: notes.append(getattr(event, "text", "")), batch_pairs=5000)
-    assert any("too few clear votes" in note and "aligned is chat" in note for note in notes)
-    assert report.metrics["steps"] == 0
-    assert report.metrics["kl_from_chat"] == 0.0
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "few", small_world.chat)]
-    assert weights[0] == weights[1]
 
 
 def test_too_few_clear_votes_leave_the_reward_untrained(
