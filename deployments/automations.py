@@ -1,4 +1,4 @@
-"""What Prefect does by itself: new data starts a build, and a run whose heartbeat stops is marked as crashed."""
+"""What Prefect does by itself: new data and new votes start runs, and a run without heartbeat is marked as crashed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from uuid import UUID
 
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
+from tasks import gpus
+from tasks.exchanges import VOTE_GIVEN
 from tasks.summary import DATA_CHANGED
 
 SILENCE = timedelta(seconds=90)
 """A run beats every 30 seconds; three beats that do not come mean that its process is gone."""
+ENOUGH_VOTES = 20
+"""New votes that start a training."""
 ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
@@ -29,10 +33,22 @@ def ensure_pool(name: str) -> None:
             return
 
 
+def ensure_gpu_limit() -> None:
+    """The limit on GPUs that runs hold together: this machine's cards, unless somebody has set another."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(gpus.LIMIT)
+        except ObjectNotFound:
+            client.create_global_concurrency_limit(
+                GlobalConcurrencyLimitCreate(name=gpus.LIMIT, limit=max(1, len(gpus.cards())))
+            )
+
+
 def ensure_automations() -> None:
     """The automations, each once: an older one of the same name is brought up to date."""
     with get_client(sync_client=True) as client:
         wanted = [_build_on_new_data(_deployment_id(client, "build/build")), _lost_runs()]
+        wanted.append(_feedback_on_votes(_deployment_id(client, "feedback/feedback")))
         for automation in wanted:
             for old in client.read_automations_by_name(automation.name):
                 client.delete_automation(old.id)
@@ -47,6 +63,16 @@ def _build_on_new_data(deployment: UUID) -> Automation:
     return Automation(
         name="new data starts a build",
         trigger=EventTrigger(expect={DATA_CHANGED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
+        actions=[RunDeployment(source="selected", deployment_id=deployment, parameters={})],
+    )
+
+
+def _feedback_on_votes(deployment: UUID) -> Automation:
+    return Automation(
+        name="new votes start feedback",
+        trigger=EventTrigger(
+            expect={VOTE_GIVEN}, posture=Posture.Reactive, threshold=ENOUGH_VOTES, within=timedelta(days=365)
+        ),
         actions=[RunDeployment(source="selected", deployment_id=deployment, parameters={})],
     )
 

@@ -15,10 +15,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 from llm_core import artifacts
 
@@ -43,7 +46,13 @@ class Server:
 PREFECT = Server("prefect", 4200, "/api/health", "PREFECT_API_URL", "/api")
 MLFLOW = Server("mlflow", 5000, "/health", "MLFLOW_TRACKING_URI", "")
 WORKER = Server("worker", 8080, "/health", "", "")
+CHAT = Server("chat", 7860, "/health", "", "")
+KEEPER = Server("keeper", 0, "", "", "")
+"""Starts the others again when they die; it has no page of its own."""
 SERVERS = (PREFECT, MLFLOW)
+ALL = (KEEPER, WORKER, CHAT, *SERVERS)
+"""Everything, in the order in which it is stopped: the keeper first, or it would start the others again; then the
+worker, which without its server would complain."""
 POOL = "groundup"
 """Name of the Prefect work pool."""
 
@@ -58,11 +67,12 @@ def ensure(project: Path) -> dict[str, str]:
     The variables are also put into this process's environment, for the children it starts.
     """
     os.environ.setdefault("PREFECT_HOME", str(project / ".run" / "prefect"))
-    started = [server for server in SERVERS if server.variable not in os.environ and not _running(project, server)]
-    for server in started:
-        _start(project, server)
-    for server in started:
-        _wait_until_ready(project, server)
+    with _one_at_a_time(project):
+        started = [server for server in SERVERS if server.variable not in os.environ and not _running(project, server)]
+        for server in started:
+            _start(project, server)
+        for server in started:
+            _wait_until_ready(project, server)
     for server in SERVERS:
         if server.variable not in os.environ:
             os.environ[server.variable] = _state(project, server)["url"] + server.suffix
@@ -72,26 +82,52 @@ def ensure(project: Path) -> dict[str, str]:
 def stop(project: Path, which: tuple[Server, ...] | None = None) -> list[str]:
     """Stop the worker and the servers of this project, or some of them; the names of those that were running."""
     stopped = []
-    for server in which or (WORKER, *SERVERS):  # the worker first: without its server it would only complain
+    for server in which or ALL:
         process = _running(project, server)
         if process:
             _end_tree(process)
             stopped.append(server.name)
+        _sweep(project, server)
         _state_path(project, server).unlink(missing_ok=True)
     return stopped
 
 
+def revive(project: Path) -> list[str]:
+    """Start again, on its old port, every server that ended though nobody stopped it; their names."""
+    revived = []
+    for server in (*SERVERS, WORKER, CHAT):
+        with _one_at_a_time(project):
+            if _state_path(project, server).is_file() and not _running(project, server):
+                _start(project, server)
+                _wait_until_ready(project, server)
+                revived.append(server.name)
+    return revived
+
+
 def running(project: Path) -> dict[str, str]:
     """URL of each of the project's servers that is up, by name."""
-    return {server.name: _state(project, server)["url"] for server in (*SERVERS, WORKER) if _running(project, server)}
+    return {server.name: _state(project, server)["url"] for server in ALL if server.port and _running(project, server)}
 
 
 def ensure_worker(project: Path) -> str:
-    """Start the worker that takes runs from the work pool, if it does not run; the servers must. Returns its URL."""
-    if not _running(project, WORKER):
-        _start(project, WORKER)
-        _wait_until_ready(project, WORKER)
+    """Start the worker that takes runs from the work pool, the voting page and the keeper; the servers must run.
+
+    Returns the worker's URL.
+    """
+    with _one_at_a_time(project):
+        for server in (WORKER, CHAT, KEEPER):
+            if not _running(project, server):
+                _start(project, server)
+                _wait_until_ready(project, server)
     return _state(project, WORKER)["url"]
+
+
+@contextmanager
+def _one_at_a_time(project: Path) -> Iterator[None]:
+    """Two commands that start the same server at the same time would leave one of them without an owner."""
+    (project / ".run").mkdir(exist_ok=True)
+    with FileLock(project / ".run" / "lock"):
+        yield
 
 
 def _state_path(project: Path, server: Server) -> Path:
@@ -120,11 +156,13 @@ def _running(project: Path, server: Server) -> psutil.Process | None:
 def _start(project: Path, server: Server) -> None:
     folder = project / ".run"
     folder.mkdir(exist_ok=True)
-    port = free_port(server.port)
-    command, extra = _command(folder, server, port)
+    _sweep(project, server)
+    known = _state_path(project, server).is_file()  # it died: on its old port, links and clients find it again
+    port = free_port(int(_state(project, server)["port"]) if known else server.port)
+    line, extra = command(folder, server, port)
     with open(folder / f"{server.name}.log", "ab") as log:
         process = subprocess.Popen(
-            command,
+            line,
             cwd=folder,
             env=os.environ | extra,
             stdin=subprocess.DEVNULL,
@@ -141,7 +179,7 @@ def _start(project: Path, server: Server) -> None:
     artifacts.write_atomic(_state_path(project, server), artifacts.dump_json(state))
 
 
-def _command(folder: Path, server: Server, port: int) -> tuple[list[str], dict[str, str]]:
+def command(folder: Path, server: Server, port: int) -> tuple[list[str], dict[str, str]]:
     """The command line and the extra environment of a server."""
     if server is PREFECT:
         # The UI asks its server at the address named by these variables; `--port` alone leaves it pointing at 4200.
@@ -151,6 +189,8 @@ def _command(folder: Path, server: Server, port: int) -> tuple[list[str], dict[s
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # In memory, leases would be lost with a killed server, and the slots they hold never be given back.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_API_URL": f"http://{HOST}:{port}/api",
             "DO_NOT_TRACK": "1",
         }
@@ -166,14 +206,28 @@ def _command(folder: Path, server: Server, port: int) -> tuple[list[str], dict[s
         }
         start = ["worker", "start", "--pool", POOL, "--name", "local", "--type", "process", "--with-healthcheck"]
         return [sys.executable, "-m", "prefect", *start], extra
+    if server is CHAT:
+        return [sys.executable, "-m", "apps.chat", str(folder.parent), str(port)], {"PYTHONPATH": _code_path()}
+    if server is KEEPER:
+        return [sys.executable, "-m", "deployments.keeper", str(folder.parent)], {"PYTHONPATH": _code_path()}
     store = folder / "mlflow"
     store.mkdir(exist_ok=True)
     arguments = ["--host", HOST, "--port", str(port), "--workers", "1"]
-    arguments += ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"]
-    arguments += ["--artifacts-destination", str(store / "artifacts")]
+    # These two variables are MLflow's own: with them it keeps its records in PostgreSQL, its files in S3.
+    own = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{store / 'mlflow.db'}",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(store / "artifacts"),
+    }
+    extra = {name: os.environ.get(name) or value for name, value in own.items()}
     # Job execution would start eight more processes, 2 GB, for features that are not used here.
-    extra = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    extra |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return [sys.executable, "-m", "mlflow", "server", *arguments], extra
+
+
+def _code_path() -> str:
+    """PYTHONPATH by which a process started elsewhere runs this very code."""
+    here, rest = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")
+    return os.pathsep.join(filter(None, (here, rest)))
 
 
 def free_port(wanted: int) -> int:
@@ -196,7 +250,7 @@ def _wait_until_ready(project: Path, server: Server) -> None:
     while time.monotonic() < deadline:
         if not _running(project, server):
             raise ServerFailed(f"{server.name}: its server ended at once; see {log}")
-        if answers(url):
+        if not server.health or answers(url):
             return
         time.sleep(0.2)
     raise ServerFailed(f"{server.name}: no answer from {url} within {PATIENCE_S:.0f} s; see {log}")
@@ -209,6 +263,23 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _sweep(project: Path, server: Server) -> None:
+    """Kill what a server that died left behind: processes of its session, which may still hold its port."""
+    path = _state_path(project, server)
+    if not path.is_file() or _running(project, server):
+        return
+    leader = json.loads(path.read_text())["pid"]
+    if psutil.pid_exists(leader) and psutil.Process(leader).status() != psutil.STATUS_ZOMBIE:
+        return  # a stranger has the number now; a number in use by a session is not given away, so nothing is left
+    left = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader:
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=5)
 
 
 def _end_tree(process: psutil.Process) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -89,7 +91,8 @@ class PrefectProgress:
         if TaskRunContext.get() is not None:
             from prefect.artifacts import create_progress_artifact
 
-            self.id = create_progress_artifact(progress=0.0, key=f"progress-{verb}", description=verb)
+            with _shown_if_possible():
+                self.id = create_progress_artifact(progress=0.0, key=f"progress-{verb}", description=verb)
 
     def update(self, event: dict[str, Any], text: str) -> None:
         """At most every few seconds: a call to the server takes tens of milliseconds."""
@@ -97,5 +100,17 @@ class PrefectProgress:
             return
         from prefect.artifacts import update_progress_artifact
 
-        update_progress_artifact(self.id, progress=100.0 * event["done"] / event["total"], description=text)
+        with _shown_if_possible():
+            update_progress_artifact(self.id, progress=100.0 * event["done"] / event["total"], description=text)
         self.last = time.monotonic()
+
+
+@contextmanager
+def _shown_if_possible() -> Iterator[None]:
+    """A bar that the server does not take is no reason to stop a training."""
+    from prefect.logging import get_run_logger
+
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("progress was not shown: %s", error)

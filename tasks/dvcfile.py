@@ -10,6 +10,7 @@ import yaml
 
 from llm_core.pipeline import PIPELINE, Stage, product_path
 from tasks.closure import code_files
+from tasks.plots import WITH_LOSSES
 
 HEADER = """\
 # Made from llm_core/pipeline.py and the imports of each stage: do not edit.
@@ -19,8 +20,18 @@ HEADER = """\
 
 def render(root: Path) -> str:
     """The text of dvc.yaml for the code under `root`."""
-    stages: str = yaml.safe_dump({"stages": {row.verb: _entry(row, root) for row in PIPELINE}}, sort_keys=False)
-    return HEADER + stages
+    stages = {row.verb: _entry(row, root) for row in PIPELINE}
+    charts = [
+        {f"{verb} loss": {"x": "step", "y": {losses_path(verb): ["train/loss", "validation/loss"]}}}
+        for verb in WITH_LOSSES
+    ]
+    text: str = yaml.safe_dump({"stages": stages, "plots": charts}, sort_keys=False)
+    return HEADER + text
+
+
+def losses_path(verb: str) -> str:
+    """Where a stage that trains leaves its loss curves."""
+    return f"reports/curves/{verb}.json"
 
 
 def _entry(row: Stage, root: Path) -> dict[str, Any]:
@@ -31,7 +42,7 @@ def _entry(row: Stage, root: Path) -> dict[str, Any]:
         "desc": row.what,
         **({"deps": deps} if deps else {}),
         "params": [row.verb],
-        "outs": [product_path(row.makes)],
+        "outs": [product_path(row.makes), *([losses_path(row.verb)] if row.verb in WITH_LOSSES else [])],
         "metrics": [f"reports/{row.verb}.json"],
     }
 

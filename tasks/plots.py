@@ -13,6 +13,8 @@ from typing import Any
 from llm_core import artifacts
 
 Point = tuple[float, float]
+WITH_LOSSES = ("pretrain", "sft", "reward", "align")
+"""Stages that leave their loss curves beside their report, as `dvc plots` reads them."""
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2")
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 260, 56, 34
 
@@ -25,6 +27,16 @@ def read_curves(metrics: Path, most: int = 300) -> dict[str, list[Point]]:
         for name, value in row["values"].items():
             curves.setdefault(name, []).append((row["step"], value))
     return {name: _thin(points, most) for name, points in sorted(curves.items())}
+
+
+def loss_rows(curves: Mapping[str, Sequence[Point]]) -> list[dict[str, float | None]]:
+    """The loss curves as rows for `dvc plots`: `validation/loss` is the last one measured, None before the first."""
+    measured = list(curves.get("validation/loss", []))
+    rows: list[dict[str, float | None]] = []
+    for step, loss in curves.get("train/loss", []):
+        before = [value for at, value in measured if at <= step]
+        rows.append({"step": step, "train/loss": loss, "validation/loss": before[-1] if before else None})
+    return rows
 
 
 def _thin(points: list[Point], most: int) -> list[Point]:

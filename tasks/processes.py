@@ -8,6 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 PR_SET_PDEATHSIG = 1
 GRACE_S = 10.0
@@ -39,3 +44,26 @@ def end_group(process: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> Non
             process.poll()  # a zombie child would keep the group alive
             time.sleep(0.05)
     process.wait()
+
+
+@contextmanager
+def alone(path: Path, say: Callable[[str], None], check: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path`. While another process has it, `say` is told once; `check` may raise to give up.
+
+    A killed run's stage may still be saving when the next run starts the same work.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, told = FileLock(path), False
+    while True:
+        try:
+            lock.acquire(timeout=0.2)
+            break
+        except Timeout:
+            if not told:
+                say("waits for an earlier attempt, which is still ending")
+                told = True
+            check()
+    try:
+        yield
+    finally:
+        lock.release()

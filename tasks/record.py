@@ -17,6 +17,7 @@ from llm_core import artifacts
 from llm_core.contract import Config, Report
 from llm_core.pipeline import Stage
 from tasks import plots
+from tasks.dvcfile import losses_path
 from tasks.workspace import Workspace
 
 REFRESH = "GROUNDUP_REFRESH"
@@ -136,4 +137,8 @@ def write_report(
         handle.write(json.dumps(line) + "\n")
     space.report(row.verb).parent.mkdir(exist_ok=True)
     artifacts.write_atomic(space.report(row.verb), artifacts.dump_json(content))
+    if row.verb in plots.WITH_LOSSES:
+        path = space.root / losses_path(row.verb)
+        path.parent.mkdir(exist_ok=True)
+        artifacts.write_atomic(path, artifacts.dump_json(plots.loss_rows(content["curves"])))
     plots.write_artifacts(folder / "artifacts", content, info, space.root / "dvc.lock")

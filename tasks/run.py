@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tasks.processes import die_with_parent
+from tasks.processes import alone, die_with_parent
 
 PATIENCE_S = 60.0
 """How long a stage that has ended waits for MLflow to take its figures; what did not arrive is sent later."""
@@ -39,7 +39,7 @@ if __name__ == "__main__":  # before the heavy imports, which take seconds in wh
 from llm_core import artifacts
 from llm_core.contract import BadInput, Event, Metric, Note, Progress, Resumed, Stop
 from llm_core.pipeline import Stage, stage
-from tasks import record, tracking
+from tasks import gpus, record, tracking
 from tasks.workspace import Workspace
 
 
@@ -75,6 +75,10 @@ class Sink:
             case Resumed(step):
                 self._cut_back(step)
                 self.tell("note", text=f"continues from step {step}")
+        self.check()
+
+    def check(self) -> None:
+        """Raise `Stop` once the process was told to end."""
         if stop_requested:
             raise Stop
 
@@ -87,6 +91,13 @@ class Sink:
 
 def run_stage(space: Workspace, row: Stage) -> None:
     """Run the stage's function and leave product, report and record. Raises what the stage raises."""
+    waiting = Sink(Path(os.devnull))
+    lock = space.root / ".groundup" / "locks" / f"{row.verb}.lock"
+    with alone(lock, lambda text: waiting.tell("note", text=text), waiting.check):
+        _run_alone(space, row)
+
+
+def _run_alone(space: Workspace, row: Stage) -> None:
     config = space.config(row.verb)
     if os.environ.get(record.REFRESH) == row.verb:
         config = config.model_copy(update={"refresh": True})
@@ -111,7 +122,8 @@ def run_stage(space: Workspace, row: Stage) -> None:
         arguments |= {keyword: space.root / path for keyword, path in row.files.items()}
         began, spent = time.monotonic(), record.seconds_spent(folder)
         try:
-            report = row.load()(config, **arguments, out=space.product(row.makes), scratch=scratch, emit=sink)
+            with gpus.hold(gpus.needed(config), lambda text: sink.tell("note", text=text), sink.check):
+                report = row.load()(config, **arguments, out=space.product(row.makes), scratch=scratch, emit=sink)
         finally:
             seconds = spent + time.monotonic() - began
             artifacts.write_atomic(folder / "seconds", str(seconds).encode())

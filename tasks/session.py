@@ -43,6 +43,17 @@ class Session:
         """What became of each stage so far: fresh, restored, ran or skipped."""
         return {verb: outcome.state for verb, outcome in self.outcomes.items()}
 
+    def stale(self, verb: str) -> bool:
+        """Whether `perform` would run or restore the stage."""
+        return verb in self.wanted and (verb in self.forced or bool(self.fresh.why_stale(verb)))
+
+    def say(self, text: str) -> None:
+        """A line in the terminal and in the log on the run's page."""
+        from prefect.logging import get_run_logger
+
+        self.display.console.print(text, markup=False)
+        get_run_logger().info(text)
+
     def perform(self, verb: str) -> Outcome:
         """Bring one stage up to date, unless it was not asked for."""
         if verb in self.wanted:
@@ -83,7 +94,7 @@ def open_session(
     """
     from prefect.runtime import flow_run
 
-    space = Workspace.at(root)
+    space = Workspace.at(Path(root))  # from Prefect's page it comes as text
     if preset or settings:
         space = experiments.beside(space.project, preset, dict(settings or {}))
     space.configs()
@@ -105,16 +116,24 @@ def open_session(
 @contextmanager
 def _locked(space: Workspace, display: TerminalDisplay) -> Iterator[None]:
     """The workspace's lock; says who holds it while it waits."""
+    from prefect.runtime import flow_run
+
+    from tasks import waiting
+
     folder = space.root / ".groundup"
     folder.mkdir(exist_ok=True)
     lock, holder = FileLock(folder / "lock"), folder / "lock-holder.json"
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        display.console.print(f"{space.root} is in use by {holder_text(space)}; waiting for it to end")
+        why = f"{space.root} is in use by {holder_text(space)}; waiting for it to end"
+        display.console.print(why, markup=False)
+        goes_on = waiting.on_page(why)
         lock.acquire()
+        goes_on()
     try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "since": time.strftime("%H:%M:%S")}))
+        about = {"pid": os.getpid(), "run": flow_run.name, "since": time.strftime("%H:%M:%S")}
+        artifacts.write_atomic(holder, artifacts.dump_json(about))
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -127,4 +146,5 @@ def holder_text(space: Workspace) -> str:
     if not path.is_file():
         return "another run"
     holder = json.loads(path.read_text())
-    return f"process {holder['pid']}, which began at {holder['since']}"
+    name = f"run {holder['run']} of " if holder.get("run") else ""
+    return f"{name}process {holder['pid']}, which began at {holder['since']}"

@@ -17,9 +17,11 @@ from prefect.states import Completed, State
 
 from llm_core.contract import BadInput
 from llm_core.pipeline import stage
+from tasks import gpus
 from tasks.promote import Promotion
 from tasks.promote import promote as decide_promotion
 from tasks.session import Session
+from tasks.votes import Gathered, gather
 
 
 def _may_pass(_task: object, _run: object, state: State) -> bool:
@@ -36,7 +38,9 @@ def _perform(session: Session, verb: str, **products: Path) -> State[Path]:
     row = stage(verb)
     if products != {need: session.space.product(need) for need in row.needs}:
         raise TypeError(f"{verb} needs {', '.join(row.needs)} of this workspace, was called with {products}")
-    outcome = session.perform(verb)
+    count = gpus.needed(session.space.config(verb)) if session.stale(verb) else 0
+    with gpus.slots(count, waits=session.say):
+        outcome = session.perform(verb)
     return Completed(name=outcome.state.capitalize(), data=session.space.product(row.makes))
 
 
@@ -68,6 +72,12 @@ def pretrain(session: Session, shards: Path) -> State[Path]:
 def sft(session: Session, base: Path, shards: Path) -> State[Path]:
     """The model learns to answer."""
     return _perform(session, "sft", base=base, shards=shards)
+
+
+@task(name="votes", cache_policy=NO_CACHE)
+def gather_votes(session: Session) -> Gathered:
+    """People's votes come from MLflow into the file that collect reads."""
+    return gather(session)
 
 
 @task(name="collect", cache_policy=NO_CACHE, **TRAINING)
