@@ -16,6 +16,7 @@ from deployments import servers
 from llm_core.contract import BadInput
 from llm_core.pipeline import PIPELINE, stage
 from tasks import experiments, tracking
+from tasks.summary import Summary
 from tasks.workspace import Workspace
 
 
@@ -41,11 +42,26 @@ def run(
     _start_servers(project)
     from flows.build import build
 
-    summary = build(space.root, stages=tuple(stages), force=tuple(force))
-    seconds = time.monotonic() - began
+    _tell(space, build(space.root, stages=tuple(stages), force=tuple(force)), time.monotonic() - began, as_json)
+    return 0
+
+
+def feedback(project: Path, *, as_json: bool = False) -> int:
+    """Run the feedback flow: what people voted becomes a candidate that the gate judges. The exit code."""
+    began = time.monotonic()
+    space = Workspace.at(project)
+    space.configs()
+    _start_servers(project)
+    from flows.feedback import feedback as feedback_flow
+
+    _tell(space, feedback_flow(space.root), time.monotonic() - began, as_json)
+    return 0
+
+
+def _tell(space: Workspace, summary: Summary, seconds: float, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(summary) | {"seconds": round(seconds, 2)}, indent=2))
-        return 0
+        return
     print(f"\n{space.name}: {', '.join(f'{verb} {state}' for verb, state in summary.states.items())}")
     print(
         f"{seconds:.1f} s in all: {summary.stage_seconds:.1f} s in stages, "
@@ -56,7 +72,6 @@ def run(
     print(f"champion: {summary.promotion.champion or 'none'}")
     for label, link in summary.links.items():
         print(f"{label}: {link}")
-    return 0
 
 
 def refresh(project: Path, *, build: bool, as_json: bool) -> int:
