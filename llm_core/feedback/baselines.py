@@ -13,10 +13,10 @@ from llm_core.feedback.preferences import Pair
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def length_accuracy(train: Sequence[Pair], held_out: Sequence[Pair]) -> float:
-    """Share of held-out pairs that length alone gets right, longer or shorter as the training pairs say; ties half."""
+def right_by_length(train: Sequence[Pair], held_out: Sequence[Pair]) -> list[float]:
+    """Of each held-out pair, 1 if length alone gets it right, longer or shorter as the training pairs say; ties 0.5."""
     longer = 1 if sum(_sign(pair) for pair in train) >= 0 else -1
-    return sum(0.5 + 0.5 * longer * _sign(pair) for pair in held_out) / len(held_out)
+    return [0.5 + 0.5 * longer * _sign(pair) for pair in held_out]
 
 
 def _sign(pair: Pair) -> int:
@@ -24,10 +24,10 @@ def _sign(pair: Pair) -> int:
     return (difference > 0) - (difference < 0)
 
 
-def words_accuracy(
+def right_by_words(
     train: Sequence[Pair], held_out: Sequence[Pair], *, epochs: int = 5, rate: float = 0.1, decay: float = 1e-3
-) -> float:
-    """Held-out accuracy of a Bradley-Terry model on logarithmic word counts of the answers; ties count half."""
+) -> list[float]:
+    """The same for a Bradley-Terry model on logarithmic word counts of the answers."""
     weights: dict[str, float] = defaultdict(float)
     order = [_difference(pair) for pair in train]
     shuffle = random.Random(0).shuffle
@@ -39,7 +39,7 @@ def words_accuracy(
             for word, value in features.items():
                 weights[word] += rate * (slope * value - decay * weights[word])
     margins = [sum(weights[word] * value for word, value in _difference(pair).items()) for pair in held_out]
-    return sum(0.5 if margin == 0 else float(margin > 0) for margin in margins) / len(margins)
+    return [0.5 if margin == 0 else float(margin > 0) for margin in margins]
 
 
 def _difference(pair: Pair) -> dict[str, float]:

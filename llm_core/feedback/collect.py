@@ -71,7 +71,7 @@ def _from_person(vote: PersonVote, config: CollectConfig) -> Vote:
     group = prompt_text(prompt)
     return Vote(
         text_id(vote.id, vote.rater), prompt, vote.answer_a, vote.answer_b, vote.preference, "person", None,
-        text_id(group), split_of(group, config.validation_share),
+        text_id(group), split_of(group, config.validation_share), "people",
     )  # fmt: skip
 
 
@@ -127,7 +127,18 @@ def _vote(problem: dict[str, Any], drawn: list[Answer], config: CollectConfig) -
         right_a, right_b = (is_right(text, problem["check"]) for text in (a, b))
         preference = simulated_preference(right_a, right_b, noise=config.rater_noise, key=f"{config.seed}:{name}")
         split = split_of(problem["group"], config.validation_share)
-        yield Vote(name, _prompt(problem), a, b, preference, "simulated", problem["check"], problem["group"], split)
+        yield Vote(
+            name,
+            _prompt(problem),
+            a,
+            b,
+            preference,
+            "simulated",
+            problem["check"],
+            problem["group"],
+            split,
+            "simulated",
+        )
 
 
 def _from_dataset(corpus: Path, config: CollectConfig) -> tuple[list[Vote], int]:
@@ -143,7 +154,9 @@ def _from_dataset(corpus: Path, config: CollectConfig) -> tuple[list[Vote], int]
         first = int(text_id(row["id"], "side")[0], 16) < 8
         a, b = (chosen, rejected) if first else (rejected, chosen)
         split = split_of(row["group"], config.validation_share)
-        votes.append(Vote(row["id"], prompt, a, b, "a" if first else "b", "dataset", None, row["group"], split))
+        votes.append(
+            Vote(row["id"], prompt, a, b, "a" if first else "b", "dataset", None, row["group"], split, row["source"])
+        )
     return votes, len(rows) - len(votes)
 
 

@@ -44,13 +44,15 @@ SCHEMA = pa.schema(
         ("check", pa.string()),
         ("group", pa.string()),
         ("split", pa.string()),
+        ("source", pa.string()),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """Two answers to one prompt and what one rater said. `group` holds together what must not be split."""
+    """Two answers to one prompt and what one rater said. `group` holds together what must not be split; `source` names
+    the dataset, or is "people" or "simulated"."""
 
     id: str
     prompt: Messages
@@ -61,6 +63,7 @@ class Vote:
     check: str | None
     group: str
     split: Literal["train", "validation"]
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +128,10 @@ def read_votes(folder: Path) -> list[Vote]:
     return [Vote(**row) for row in pq.read_table(folder / "pairs.parquet", schema=SCHEMA).to_pylist()]
 
 
-def clear_pairs(votes: Iterable[Vote], pool: Pool, split: str) -> list[Pair]:
-    """Pairs of the pool and split in which one answer was preferred and the answers differ."""
+def clear_pairs(votes: Iterable[Vote], pool: Pool, split: str, sources: Sequence[str] = ()) -> list[Pair]:
+    """Pairs of the pool and split in which one of two different answers was preferred; `sources`: only of these."""
     chosen = [vote for vote in votes if vote.rater in POOLS[pool] and vote.split == split and vote.preference in CLEAR]
+    chosen = [vote for vote in chosen if not sources or vote.source in sources]
     pairs = [
         Pair(
             vote.prompt, *((vote.answer_a, vote.answer_b) if vote.preference == "a" else (vote.answer_b, vote.answer_a))
@@ -137,13 +141,22 @@ def clear_pairs(votes: Iterable[Vote], pool: Pool, split: str) -> list[Pair]:
     return [pair for pair in pairs if pair.chosen != pair.rejected]
 
 
-def training_pairs(votes: Sequence[Vote], pool: Pool, section: str) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) clear pairs of the pool. Raises `BadInput` if the pool has no vote at all."""
-    if not any(vote.rater in POOLS[pool] for vote in votes):
+def training_pairs(
+    votes: Sequence[Vote], pool: Pool, section: str, sources: Sequence[str] = ()
+) -> tuple[list[Pair], list[Pair]]:
+    """(training, held-out) clear pairs of the pool, of these sources if any are named.
+
+    Raises `BadInput` if there is no vote at all of this kind.
+    """
+    found = [vote for vote in votes if vote.rater in POOLS[pool]]
+    if not found:
         raise BadInput(
             f"{section}.pool = {pool!r}: there is no vote of this kind, only of {_raters(votes) or 'nobody'}"
         )
-    return clear_pairs(votes, pool, "train"), clear_pairs(votes, pool, "validation")
+    if missing := sorted(set(sources) - {vote.source for vote in found}):
+        known = ", ".join(sorted({vote.source for vote in found}))
+        raise BadInput(f"{section}.heads: the pool {pool!r} has no pair of source {missing[0]!r}, only of {known}")
+    return clear_pairs(found, pool, "train", sources), clear_pairs(found, pool, "validation", sources)
 
 
 def _raters(votes: Sequence[Vote]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_core.feedback.baselines import length_accuracy, words_accuracy
+from llm_core.feedback.baselines import right_by_length, right_by_words
 from llm_core.feedback.preferences import Pair
 
 
@@ -16,16 +16,15 @@ def pair(chosen: str, rejected: str) -> Pair:
 
 def test_length_learns_its_direction_from_training() -> None:
     longer, shorter = [pair("long answer", "no")] * 3, [pair("no", "long answer")]
-    assert length_accuracy(longer, shorter) == 0.0
-    assert length_accuracy(shorter, shorter) == 1.0
-    assert length_accuracy(longer, [pair("ab", "cd")]) == 0.5
+    assert right_by_length(longer, shorter) == [0.0]
+    assert right_by_length(shorter, shorter) == [1.0]
+    assert right_by_length(longer, [pair("ab", "cd")]) == [0.5]
 
 
 def test_word_counts_find_a_telling_word_and_nothing_in_noise() -> None:
     train = [pair(f"good {i % 7}", f"bad {i % 5}") for i in range(100)]
-    assert words_accuracy(train, [pair("a good one", "a bad one"), pair("bad", "good")]) == 0.5
-    assert words_accuracy(train, [pair("good", "bad")]) == 1.0
-    assert words_accuracy(train, [pair("unheard", "of")]) == 0.5
+    assert right_by_words(train, [pair("a good one", "a bad one"), pair("bad", "good")]) == [1.0, 0.0]
+    assert right_by_words(train, [pair("unheard", "of")]) == [0.5]
 
 
 def test_baselines_on_real_preferences(shared_data: Path) -> None:
@@ -34,7 +33,8 @@ def test_baselines_on_real_preferences(shared_data: Path) -> None:
     longer = sum(len(p.chosen) > len(p.rejected) for p in pairs) / len(pairs)
     assert longer == pytest.approx(0.442, abs=0.01)
     cut = len(pairs) * 4 // 5
-    assert 0.56 < words_accuracy(pairs[:cut], pairs[cut:]) < 0.68
+    found = right_by_words(pairs[:cut], pairs[cut:])
+    assert 0.56 < sum(found) / len(found) < 0.68
 
 
 def read_hh(path: Path) -> list[Pair]:

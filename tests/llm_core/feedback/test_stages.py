@@ -15,10 +15,21 @@ import torch
 from llm_core.artifacts import digest, new_product, verify
 from llm_core.contract import BadInput, Event, Report
 from llm_core.data.bpe import Tokenizer
+from llm_core.data.dialogue import encode
 from llm_core.data.sources.problems import is_right
 from llm_core.feedback import collect, reward
-from llm_core.feedback.preferences import clear_pairs, collate, encode_pairs, epochs, read_votes, split_of
+from llm_core.feedback.preferences import (
+    Vote,
+    clear_pairs,
+    collate,
+    encode_pairs,
+    epochs,
+    read_votes,
+    split_of,
+    write_votes,
+)
 from llm_core.feedback.scorer import load_reward_model
+from llm_core.model.checkpoint import load_model
 from llm_core.settings.collect import CollectConfig
 from llm_core.settings.reward import RewardConfig
 
@@ -131,22 +142,61 @@ def test_nothing_to_collect_is_said_in_a_sentence(small_world: Any, tmp_path: Pa
         collected(small_world, tmp_path, tmp_path / "votes.jsonl", tmp_path / "corpus")
 
 
+def rewarded(small_world: Any, votes: Path, folder: Path, **settings: Any) -> Report:
+    config = RewardConfig.model_validate(REWARD | settings)
+    return reward.run(
+        config, chat=small_world.chat, votes=votes, out=folder / "reward", scratch=fresh(folder / "s"), emit=quiet
+    )
+
+
 def test_the_reward_model_is_normalised_and_judged_beside_baselines(
     small_world: Any, simulated: tuple[Path, Report], tmp_path: Path
 ) -> None:
-    config = RewardConfig.model_validate(REWARD)
-    report = reward.run(
-        config, chat=small_world.chat, votes=simulated[0], out=tmp_path / "reward", scratch=fresh(tmp_path / "s"),
-        emit=quiet,
-    )  # fmt: skip
-    assert {"accuracy", "length_accuracy", "words_accuracy"} <= report.metrics.keys()
+    report = rewarded(small_world, simulated[0], tmp_path)
+    for rival in ("length", "words", "likelihood"):
+        assert {f"{rival}_accuracy", f"gain_over_{rival}", f"gain_over_{rival}_low"} <= report.metrics.keys()
+    accuracy = report.metrics["accuracy"]
+    assert report.metrics["gain_over_words"] == pytest.approx(accuracy - report.metrics["words_accuracy"], abs=1e-6)
+    assert 0 <= report.metrics["calibration_error"] <= 0.5
+    for name in ("accuracy by margin", "accuracy by length", "reliability"):
+        assert sum(row["pairs"] for row in report.tables[name]) == report.metrics["held_out_pairs"]
     model, tokenizer = load_reward_model(tmp_path / "reward"), Tokenizer.load(tmp_path / "reward")
-    sequences = reward._answers(read_votes(simulated[0]), "votes", tokenizer, 96)
+    config = RewardConfig.model_validate(REWARD)
+    sequences = reward._answers(read_votes(simulated[0]), load_model(small_world.chat), tokenizer, config)
     scores = torch.tensor(model.score(sequences))
     assert float(scores.mean()) == pytest.approx(0.0, abs=1e-4)
     assert float(scores.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
     with pytest.raises(BadInput, match=r"head\.safetensors"):
         load_reward_model(small_world.chat)
+
+
+def test_two_heads_learn_opposite_tastes_from_their_own_sources(small_world: Any, tmp_path: Path) -> None:
+    """One source prefers short answers, the other long ones: each head has to learn its own."""
+    votes = []
+    for number in range(160):
+        source = "brief" if number % 2 else "chatty"
+        short, long = f"{number % 10}", f"the larger of the two numbers is {number % 10}"
+        chosen, rejected = (short, long) if source == "brief" else (long, short)
+        prompt = [{"role": "user", "content": f"max({number % 7}, {number % 10}) = ?"}]
+        split: Any = "validation" if number % 5 == 0 else "train"
+        votes.append(Vote(f"v{number}", prompt, chosen, rejected, "a", "dataset", None, f"g{number}", split, source))
+    fresh(tmp_path / "votes")
+    write_votes(tmp_path / "votes" / "pairs.parquet", votes)
+    heads = {"short": {"sources": ["brief"], "weight": 1}, "long": {"sources": ["chatty"], "weight": 0}}
+    settings = {"pool": "dataset", "heads": heads, "steps": 30, "learning_rate": 3e-3, "likelihood": False}
+    report = rewarded(small_world, tmp_path / "votes", tmp_path, **settings)
+    assert report.metrics["short_accuracy"] == report.metrics["long_accuracy"] == 1.0
+    model, tokenizer = load_reward_model(tmp_path / "reward"), Tokenizer.load(tmp_path / "reward")
+    answers = ["3", "the larger of the two numbers is 3"]
+    talks = [[*votes[0].prompt, {"role": "assistant", "content": answer}] for answer in answers]
+    sequences = [encode(talk, tokenizer)[0] for talk in talks]
+    scores = model.score(sequences)
+    assert scores[0] > scores[1]
+    model.mix({"long": 1.0})
+    scores = model.score(sequences)
+    assert scores[0] < scores[1]
+    with pytest.raises(BadInput, match=r"no pair of source 'rude', only of brief, chatty"):
+        rewarded(small_world, tmp_path / "votes", tmp_path / "b", pool="dataset", heads={"h": {"sources": ["rude"]}})
 
 
 def test_too_few_clear_votes_leave_the_reward_untrained(
