@@ -76,7 +76,9 @@ def chat(
     model: Annotated[
         list[str] | None, typer.Option(help="An alias of the registry or a model's directory; may be repeated.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback needs a password.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; another than loopback needs a password.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="If it is taken, a free one is used.")] = 7860,
     password: Annotated[
         str, typer.Option(envvar="GROUNDUP_CHAT_PASSWORD", help="What raters must know.", show_default=False)
@@ -275,6 +277,23 @@ def compare(
 
 
 @app.command()
+def lineage(
+    target: Annotated[
+        str,
+        typer.Argument(help="A model or product, an alias, an MLflow run, an experiment, a URL, a site, a document."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """From a model back to its URLs, licences and votes; from a URL to every model that saw it."""
+    from flows.tracing import table_of
+    from tasks.lineage import lineage
+    from tasks.workspace import Workspace
+
+    found = lineage(Workspace.at(_project()), target)
+    print(json.dumps(found, indent=2) if as_json else "\n".join(table_of(found)))
+
+
+@app.command()
 def plan(
     hours: Annotated[float | None, typer.Option(help="Hours of training.")] = None,
     flops: Annotated[float | None, typer.Option(help="Floating-point operations.")] = None,
@@ -309,6 +328,28 @@ def sync() -> None:
 
     sent = running.sync(_project())
     typer.echo(f"sent {len(sent)} run{'s' if len(sent) != 1 else ''}" if sent else "nothing was waiting")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The new directory.")],
+    model: Annotated[str, typer.Option(help="An alias of the registry, or a model's directory.")] = "champion",
+    form: Annotated[
+        str, typer.Option("--format", help="hf (transformers, vLLM) or gguf-ready (llama.cpp's converter too).")
+    ] = "hf",
+) -> None:
+    """Write a model for other programs: transformers, vLLM, llama.cpp."""
+    from flows import releasing
+
+    typer.echo(releasing.export(_project(), model, out, form))
+
+
+@app.command()
+def promote(as_json: Annotated[bool, typer.Option("--json", help="Print the whole verdict as JSON.")] = False) -> None:
+    """Let the gate judge the newest scores now, as `groundup run` does at its end."""
+    from flows import releasing
+
+    typer.echo(releasing.promote(_project(), as_json=as_json))
 
 
 @app.command()

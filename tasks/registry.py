@@ -11,6 +11,7 @@ from typing import Any
 from llm_core import artifacts
 from llm_core.contract import BadInput
 from tasks import tracking
+from tasks.cards import Cards
 
 MODEL = "groundup"
 
@@ -31,6 +32,11 @@ def _version(found: Any) -> Version:
     return Version(str(found.version), tags["model"], tags["digest"], tags["scores"], found.run_id)
 
 
+def _short(card: str) -> str:
+    """What the registry's page shows of a card: its head, since the page takes at most 5,000 characters."""
+    return card.partition("\n## Training")[0][:4000]
+
+
 def recorded_scores(uri: str) -> str | None:
     """Digest of the scores on which the registry holds its latest verdict; None if there is none or no answer."""
     found = tracking.ask(uri, "registered-models/get", name=MODEL)
@@ -47,33 +53,38 @@ class Registry:
 
     def get(self, alias: str) -> Version | None:
         """The version that an alias points at, or None."""
-        from mlflow.exceptions import RestException
+        from mlflow.exceptions import MlflowException
 
         try:
             return _version(self.client.get_model_version_by_alias(MODEL, alias))
-        except RestException as error:
+        except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
 
-    def register(self, run_id: str, model: str, folder: Path, card: str, scores: Path) -> Version:
-        """Upload a model's directory with its card and its scores, and make a version of them."""
-        from mlflow.exceptions import RestException
+    def register(self, run_id: str, model: str, folder: Path, cards: Cards, scores: Path) -> Version:
+        """Upload a model's directory with its cards (README.md, DATA.md) and its scores, and make a version of them."""
+        from mlflow.exceptions import MlflowException
 
         place = f"models/{model}"
         with tempfile.TemporaryDirectory() as temporary:
             staged = Path(temporary) / model
             shutil.copytree(folder, staged)
-            (staged / "README.md").write_text(card)
+            (staged / "README.md").write_text(cards.model)
+            (staged / "DATA.md").write_text(cards.data)
             self.client.log_artifacts(run_id, str(staged), place)
         self.client.log_artifacts(run_id, str(scores), f"scores/{model}")
         try:
             self.client.create_registered_model(MODEL)
-        except RestException as error:
+        except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         tags = {"model": model, "digest": artifacts.digest(folder), "scores": artifacts.digest(scores)}
-        return _version(self.client.create_model_version(MODEL, f"runs:/{run_id}/{place}", run_id, tags=tags))
+        return _version(
+            self.client.create_model_version(
+                MODEL, f"runs:/{run_id}/{place}", run_id, tags=tags, description=_short(cards.model)
+            )
+        )
 
     def point(self, alias: str, version: Version) -> None:
         """Make `alias` point at `version`."""
@@ -88,12 +99,16 @@ class Registry:
         return Path(self.client.download_artifacts(version.run_id, f"scores/{version.model}", str(into)))
 
     def rollback(self) -> tuple[Version, Version]:
-        """Exchange champion and previous; returns the new champion and the old one."""
+        """Exchange champion and previous, and keep a run of it in MLflow; returns the new champion and the old one."""
         champion, previous = self.get("champion"), self.get("previous")
         if champion is None or previous is None:
             raise BadInput("nothing to roll back to: the registry has no previous champion")
         self.point("champion", previous)
         self.point("previous", champion)
+        words = {version: f"version {version.number} ({version.model})" for version in (champion, previous)}
+        tags = {"event": "rollback", "champion": words[previous], "reason": f"rolled back from {words[champion]}"}
+        run = self.client.create_run(tracking.experiment_id(self.client, "promote"), run_name="rollback", tags=tags)
+        self.client.set_terminated(run.info.run_id)
         return previous, champion
 
     def model_folder(self, alias: str, cache: Path) -> Path:

@@ -24,6 +24,22 @@ ARCHITECTURES = {
     "speedrun": ("groundup_speedrun", "GroundupSpeedrun"),
 }
 
+EXPORTABLE = ("gpt2", "llama", "qwen3")
+"""Architectures that `transformers` (and with it vLLM and llama.cpp's converter) has too."""
+
+
+def why_not_exportable(kind: str) -> str | None:
+    """Why a model of this architecture, or of this model_type in config.json, cannot be exported; None if it can."""
+    names = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
+    architecture = names.get(kind, kind)
+    if architecture in EXPORTABLE:
+        return None
+    return (
+        f"a model of architecture {architecture!r} cannot be exported, transformers has no such architecture; "
+        f"{', '.join(EXPORTABLE)} can be"
+    )
+
+
 _GPT2_NAMES = (
     (r"^model\.embed_tokens\.", "transformer.wte."),
     (r"^model\.embed_positions\.", "transformer.wpe."),
