@@ -1,15 +1,27 @@
-"""How likely a model finds given continuations: the ground under multiple choice and cloze."""
+"""How likely a model finds given continuations: the ground under multiple choice, cloze and perplexity.
+
+Notable: requests that begin alike are computed together (prefixes.py), batches hold rows of like length, and the head
+is applied only where a continuation is scored. That is most of the work where the vocabulary is large.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from llm_core.contract import BadInput
+from llm_core.evaluation.prefixes import Tree, grow
 from llm_core.model.transformer import Transformer
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096
+MASK_CELLS = 1 << 23
+"""Cells of a batch's attention mask, at most."""
+LOGITS_AT_ONCE = 1 << 23
+"""Logits held at once, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,48 +32,123 @@ class Continuation:
     greedy: bool
 
 
+Request = tuple[Sequence[int], Sequence[int]]
+
+
 @torch.inference_mode()
-def continuations(model: Transformer, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Continuation]:
+def continuations(model: Transformer, requests: Sequence[Request]) -> list[Continuation]:
     """One result for each (context, continuation) of token ids, in order.
 
-    A context is cut on its left to fit the model's context; it must not be empty, and the continuation must fit.
-    Requests are batched by length; padding stands on the right and changes nothing.
+    A context is cut on its left to fit the model's context; of a continuation that does not fit, each window of tokens
+    is scored after the one before it. An empty continuation has log-probability 0. Raises `BadInput` if a context is
+    empty.
     """
     room = model.config.context
-    rows = [([*context, *continuation][-room - 1 :], len(continuation)) for context, continuation in requests]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    results: dict[int, Continuation] = {}
-    for start, stop in _batches([len(rows[i][0]) for i in order]):
-        picked = order[start:stop]
-        for i, result in zip(picked, _score(model, [rows[i] for i in picked]), strict=True):
-            results[i] = result
-    return [results[i] for i in range(len(rows))]
+    owners: list[int] = []
+    inputs: list[list[int]] = []
+    targets: list[list[int]] = []
+    for number, (context, continuation) in enumerate(requests):
+        if not context:
+            raise BadInput(f"request {number}: nothing stands before what is to be scored; begin with the end token")
+        for start in range(0, len(continuation), room):
+            scored = continuation[start : start + room]
+            whole = [*context, *continuation[:start], *scored][-room - 1 :]
+            owners.append(number)
+            inputs.append(whole[:-1])
+            targets.append(whole[len(whole) - len(scored) :])
+    results = [Continuation(0.0, True)] * len(requests)
+    for batch in _batches(grow(inputs)):
+        for member, found in _score(model, batch, targets):
+            before = results[owners[member]]
+            results[owners[member]] = Continuation(before.logprob + found.logprob, before.greedy and found.greedy)
+    return results
 
 
-def _batches(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges of rising lengths whose padded size stays within the budget."""
-    cuts, start = [], 0
-    for stop in range(1, len(lengths) + 1):
-        if stop == len(lengths) or (stop + 1 - start) * lengths[stop] > BATCH_TOKENS:
-            cuts.append((start, stop))
-            start = stop
-    return cuts
+def _batches(trees: Sequence[Tree]) -> list[list[Tree]]:
+    """Rows of like length whose padded size stays within the budget; plain rows apart, as they need no mask."""
+    batches: list[list[Tree]] = []
+    for plain in (True, False):
+        chosen = sorted((t for t in trees if t.plain == plain), key=lambda t: len(t.tokens))
+        batch: list[Tree] = []
+        for tree in chosen:
+            padded = (len(batch) + 1) * len(tree.tokens)
+            if batch and (padded > BATCH_TOKENS or (not plain and padded * len(tree.tokens) > MASK_CELLS)):
+                batches.append(batch)
+                batch = []
+            batch.append(tree)
+        batches += [batch] if batch else []
+    return batches
 
 
-def _score(model: Transformer, rows: Sequence[tuple[list[int], int]]) -> list[Continuation]:
-    device, longest = model.head_weight.device, max(len(tokens) for tokens, _ in rows)
-    tokens_BT = torch.zeros(len(rows), longest, dtype=torch.long)
-    wanted_BT = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
-    for b, (tokens, scored) in enumerate(rows):
-        tokens_BT[b, : len(tokens)] = torch.tensor(tokens)
-        wanted_BT[b, len(tokens) - 1 - scored : len(tokens) - 1] = True
-    hidden_BTD = model.hidden(tokens_BT[:, :-1].to(device))
-    logits_NV = model.logits(hidden_BTD[wanted_BT.to(device)]).float()
-    targets_N = tokens_BT[:, 1:][wanted_BT].to(device)
-    logprob_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(1)
-    likeliest_N = logits_NV.argmax(1) == targets_N
-    counts = [scored for _, scored in rows]
-    return [
-        Continuation(float(logprobs.sum()), bool(likeliest.all()))
-        for logprobs, likeliest in zip(torch.split(logprob_N, counts), torch.split(likeliest_N, counts), strict=True)
-    ]
+def _score(
+    model: Transformer, trees: Sequence[Tree], targets: Sequence[Sequence[int]]
+) -> list[tuple[int, Continuation]]:
+    """(number of the request, result) for every member of the trees."""
+    hidden_BTD = _hidden(model, trees)
+    width = hidden_BTD.shape[1]
+    places: list[int] = []
+    wanted: list[int] = []
+    members: list[tuple[int, int]] = []
+    for row, tree in enumerate(trees):
+        for member, path in zip(tree.members, tree.paths, strict=True):
+            scored = len(targets[member])
+            places += [row * width + place for place in path[len(path) - scored :]]
+            wanted += targets[member]
+            members.append((member, scored))
+    logprob_N, likeliest_N = _of_tokens(model, hidden_BTD.flatten(0, 1), np.array(places), np.array(wanted))
+    stops = np.cumsum([scored for _, scored in members])
+    found = []
+    for (member, scored), stop in zip(members, stops.tolist(), strict=True):
+        part = slice(stop - scored, stop)
+        found.append((member, Continuation(float(logprob_N[part].sum()), bool(likeliest_N[part].all()))))
+    return found
+
+
+def _hidden(model: Transformer, trees: Sequence[Tree]) -> Tensor:
+    """Vectors of all places [B, T, D]; padding stands on the right."""
+    device, width = model.head_weight.device, max(len(tree.tokens) for tree in trees)
+    tokens_BT = np.zeros((len(trees), width), dtype=np.int64)
+    for row, tree in enumerate(trees):
+        tokens_BT[row, : len(tree.tokens)] = tree.tokens
+    tokens = torch.from_numpy(tokens_BT).to(device)
+    if all(tree.plain for tree in trees):
+        return model.hidden(tokens)
+    positions_BT = np.zeros_like(tokens_BT)
+    mask_BTT = np.empty((len(trees), width, width), dtype=np.bool_)
+    for row, tree in enumerate(trees):
+        positions_BT[row, : len(tree.tokens)] = tree.positions
+        mask_BTT[row] = tree.mask(width)
+    positions, mask = torch.from_numpy(positions_BT).to(device), torch.from_numpy(mask_BTT).to(device)
+    return model.hidden(tokens, positions=positions, attention_mask=mask)
+
+
+def _of_tokens(
+    model: Transformer, hidden_ND: Tensor, places: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of each wanted token after its place, and whether it is the likeliest: two arrays [n].
+
+    The head is applied once to a place, however many tokens are wanted there.
+    """
+    device = hidden_ND.device
+    distinct, which = np.unique(places, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    which, ordered = which[order], torch.from_numpy(wanted[order]).to(device)
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    logprobs, likeliest = np.empty(len(places)), np.empty(len(places), dtype=np.bool_)
+    for start in range(0, len(distinct), rows):
+        chosen = torch.from_numpy(distinct[start : start + rows]).to(device)
+        logits_MV = model.logits(hidden_ND[chosen]).float()
+        first, stop = np.searchsorted(which, [start, start + rows])
+        at = torch.from_numpy(which[first:stop] - start).to(device)
+        scores = logits_MV[at, ordered[first:stop]]
+        best_M, spread_M = _best_and_spread(logits_MV)
+        logprobs[order[first:stop]] = (scores.double() - spread_M[at]).cpu().numpy()
+        likeliest[order[first:stop]] = (best_M[at] == ordered[first:stop]).cpu().numpy()
+    return logprobs, likeliest
+
+
+def _best_and_spread(logits_MV: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token [M] and log of the sum of exponentials [M] of each row, which is overwritten."""
+    top = logits_MV.max(dim=1)
+    logits_MV -= top.values[:, None]
+    return top.indices, logits_MV.exp_().sum(dim=1).log().double() + top.values.double()

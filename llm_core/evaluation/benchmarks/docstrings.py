@@ -174,6 +174,14 @@ def write_jsonl(benchmark: Benchmark, path: Path) -> None:
     write_atomic(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items).encode())
 
 
+def write_sets(benchmark: Benchmark, folder: Path) -> None:
+    """choice.jsonl and cloze.jsonl, as the harness's tasks generated_choice and generated_cloze read them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, items in (("choice", benchmark.choices), ("cloze", benchmark.cloze)):
+        lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
+        write_atomic(folder / f"{name}.jsonl", "".join(lines).encode())
+
+
 def main() -> None:
     """Write the sets of a corpus to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
