@@ -139,6 +139,9 @@ class Sender:
         folder, status = self.record / "artifacts", self.record / "status"
         if folder.is_dir():
             self.client.log_artifacts(self.run_id, str(folder))
+        if (folder / "report.json").is_file():
+            product = json.loads((folder / "report.json").read_bytes())["product"]
+            self.client.set_tag(self.run_id, "product", product)  # lineage finds the run by what it made
         self.client.set_terminated(self.run_id, status.read_text() if status.is_file() else "FAILED")
 
 

@@ -188,6 +188,47 @@ def test_status_and_generate(workspace: Workspace, first_run: dict[str, Any]) ->
     assert said.stdout.strip()
 
 
+def test_a_model_leads_back_to_its_urls_and_a_url_to_its_models(
+    workspace: Workspace, first_run: dict[str, Any]
+) -> None:
+    """Also when nothing is checked out any longer: MLflow and the DVC cache are enough."""
+    found = ask_lineage(workspace, "aligned")
+    made = [one["product"] for one in found["chain"]]
+    assert made == ["raw", "corpus", "shards", "base", "chat", "votes", "reward", "aligned"]
+    assert found["target"]["digest"] == artifacts.digest(workspace.product("aligned"))
+    assert found["absent"] == []
+    trained = [row for row in found["documents"] if row["split"] == "train"]
+    assert trained
+    assert all(row["url"].startswith("http://") and row["fetched"] and row["licence"] for row in trained)
+    assert set(found["votes"]["raters"]) == {"simulated"}
+
+    aside = workspace.root.with_name("aside")
+    aside.mkdir()
+    for name in ("data", "models"):
+        (workspace.root / name).rename(aside / name)
+    try:
+        assert ask_lineage(workspace, found["target"]["run"]) == found
+        of_url = ask_lineage(workspace, trained[0]["url"])
+    finally:
+        for name in ("data", "models"):
+            (aside / name).rename(workspace.root / name)
+    assert [row["id"] for row in of_url["documents"]] == [trained[0]["id"]]
+    assert {"base", "chat", "aligned"} <= {one["product"] for one in of_url["models"] if one["saw"]}
+    shown = command(workspace, sys.executable, "-m", "flows.cli", "lineage", "aligned").stdout
+    assert found["documents"][0]["url"] in shown
+    refused = command(workspace, sys.executable, "-m", "flows.cli", "lineage", "http://nowhere.invalid/", check=False)
+    assert refused.returncode == 2
+    assert "nowhere.invalid" in refused.stderr
+
+
+def ask_lineage(space: Workspace, target: str) -> dict[str, Any]:
+    """`groundup lineage --json`."""
+    found: dict[str, Any] = json.loads(
+        command(space, sys.executable, "-m", "flows.cli", "lineage", target, "--json").stdout
+    )
+    return found
+
+
 def test_an_experiment_leaves_the_main_workspace_alone_and_can_be_adopted(
     workspace: Workspace, first_run: dict[str, Any]
 ) -> None:

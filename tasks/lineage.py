@@ -1,0 +1,161 @@
+"""Where a model's knowledge came from, down to the URLs, and which models a URL, a document or a site went into.
+
+Everything is read from MLflow and from products in the workspace or the DVC cache (`history.py`): it works for any
+past run, also when its products are no longer checked out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from llm_core.contract import BadInput
+from llm_core.pipeline import MODELS
+from tasks import tracking
+from tasks.history import MAKERS, History, Made
+from tasks.registry import Registry
+from tasks.workspace import Workspace
+
+ALIASES = ("champion", "previous", "candidate")
+TAUGHT = ("base", "chat", "aligned", "reward")
+"""Products that documents teach."""
+Row = dict[str, Any]
+
+
+def lineage(space: Workspace, target: str) -> Row:
+    """What is known of `target`: a product's name or digest, an alias of the registry, an MLflow run, an experiment,
+    a URL, a site (a host name) or a document's id.
+
+    A product gives its chain, documents and votes; a URL, site or document gives the documents and the models that saw
+    them. Raises `BadInput` if nothing of that name is known.
+    """
+    uri = tracking.tracking_uri(space.project)
+    if uri is None:
+        raise BadInput("lineage is read from MLflow, and no tracking server is running; start it with `groundup up`")
+    history = History(space, uri)
+    made = _product(history, space, target, uri)
+    return _of_product(history, made) if made else _of_document(history, target)
+
+
+def _product(history: History, space: Workspace, target: str, uri: str) -> Made | None:
+    """The product that `target` means, or None."""
+    if target in ALIASES:
+        version = Registry(uri).get(target)
+        if version is None:
+            raise BadInput(f"the registry has no {target}")
+        return _known(history, version.digest, target)
+    if target in MAKERS:
+        report = space.read_report(MAKERS[target].verb)
+        if report is None:
+            raise BadInput(f"{space.root}: no {target} was made here yet")
+        return _known(history, report["product"], target)
+    experiment = space.project / "runs" / target
+    if (experiment / "params.yaml").is_file():
+        report = Workspace.at(experiment).read_report("align")
+        return _known(history, report["product"], target) if report else None
+    looks_like_digest = len(target) >= 8 and all(character in "0123456789abcdef" for character in target)
+    return (history.of_run(target) or history.find(target)) if looks_like_digest else None
+
+
+def _known(history: History, digest: str, target: str) -> Made:
+    made = history.find(digest)
+    if made is None:
+        raise BadInput(f"MLflow knows no run that made {target} ({digest[:12]}); `groundup sync` sends what was kept")
+    return made
+
+
+def _of_product(history: History, made: Made) -> Row:
+    chain = history.chain(made)
+    documents = list(_documents(history, chain))
+    return {
+        "target": _told(made),
+        "chain": [_told(one) for one in chain],
+        "documents": documents,
+        "votes": _votes(history, chain),
+        "absent": sorted(one.product for one in chain if one.product in ("raw", "corpus", "votes")
+                         and history.files(one, chain) is None),
+    }  # fmt: skip
+
+
+def _told(made: Made) -> Row:
+    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made.ended / 1000)) if made.ended else None
+    return {
+        "product": made.product, "digest": made.digest, "run": made.run, "ended": ended, "workspace": made.workspace,
+        "commit": made.commit, "code_differs": made.code_differs, "inputs": dict(made.inputs),
+        "params": dict(made.params),
+    }  # fmt: skip
+
+
+def _table(files: dict[str, Path], name: str) -> list[Row]:
+    import pyarrow.parquet as parquet
+
+    rows: list[Row] = parquet.read_table(files[name]).to_pylist() if name in files else []
+    return rows
+
+
+def _documents(history: History, chain: list[Made]) -> Iterator[Row]:
+    """Every document of the corpus in the chain, with what the crawl noted of its page."""
+    found = {one.product: history.files(one, chain) for one in chain if one.product in ("raw", "corpus")}
+    corpus, raw = found.get("corpus"), found.get("raw")
+    if corpus is None:
+        return
+    pages: dict[tuple[str, str], Row] = {}
+    for name in sorted(raw or {}):
+        if name.endswith("/pages.parquet"):
+            pages |= {(name.split("/")[0], row["url"]): row for row in _table(raw or {}, name)}
+    for row in _table(corpus, "documents.parquet"):
+        page = pages.get((row["source"], row["url"]), {})
+        yield {
+            "id": row["id"], "source": row["source"], "url": row["url"], "split": row["split"], "title": row["title"],
+            "licence": row["licence"] or page.get("licence"), "fetched": page.get("fetched"),
+            "robots": page.get("robots"), "status": page.get("status"), "digest": row["digest"],
+        }  # fmt: skip
+
+
+def _votes(history: History, chain: list[Made]) -> Row | None:
+    """Who voted, how often, and the traces of the votes that people gave."""
+    votes = next((one for one in chain if one.product == "votes"), None)
+    files = history.files(votes, chain) if votes else None
+    if files is None:
+        return None
+    rows = _table(files, "pairs.parquet")
+    raters = Counter(row["rater"] for row in rows)
+    return {"raters": dict(raters), "traces": sorted({row["id"] for row in rows if row["rater"] == "people"})}
+
+
+def _of_document(history: History, target: str) -> Row:
+    """The documents that `target` names, wherever they are, and every model that saw one of them."""
+    seen: dict[str, list[Row]] = {}
+    models, dropped = [], []
+    for made in history.all(TAUGHT):
+        chain = history.chain(made)
+        corpus = next((one for one in chain if one.product == "corpus"), None)
+        if corpus is None:
+            continue
+        if corpus.digest not in seen:
+            seen[corpus.digest] = [row for row in _documents(history, chain) if _is_meant(row, target)]
+            dropped += [row | {"corpus": corpus.digest} for row in _dropped(history, corpus, chain, target)]
+        splits = sorted({row["split"] for row in seen[corpus.digest]})
+        if splits:
+            models.append(_told(made) | {"splits": splits, "saw": made.product in MODELS and "train" in splits})
+    documents = {row["id"]: row for rows in seen.values() for row in rows}
+    if not documents and not dropped:
+        raise BadInput(f"lineage: {target!r} is no product, alias, run, experiment, URL, site or document known here")
+    return {"target": target, "documents": list(documents.values()), "models": models, "dropped": dropped}
+
+
+def _dropped(history: History, corpus: Made, chain: list[Made], target: str) -> list[Row]:
+    files = history.files(corpus, chain) or {}
+    rows = [row for row in _table(files, "dropped.parquet") if _is_meant(row, target)]
+    return [{"url": row["url"], "source": row["source"], "reason": row["reason"]} for row in rows]
+
+
+def _is_meant(row: Row, target: str) -> bool:
+    """Whether `target` is the document's id, its URL, or the site that it is from."""
+    url = row["url"] or ""
+    host = urlsplit(url).hostname or ""
+    return target in (row.get("id"), url, host) or host.endswith(f".{target}")
