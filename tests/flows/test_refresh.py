@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import http.server
 import json
@@ -11,13 +12,16 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from deployments import servers
 from llm_core import artifacts
 from llm_core.pipeline import VERBS
 from tasks import experiments
@@ -161,3 +165,61 @@ def test_a_refresh_builds_what_follows(project: Workspace, site: Site) -> None:
     assert "pretrain  ran" in done.stderr
     assert "dialogues" in done.stderr
     assert done.returncode == 2
+
+
+def by_automation(api: Any) -> list[str]:
+    """Ids of builds that an automation started."""
+    deployment = api.ask("deployments/name/build/build")["id"]
+    runs = api.ask("flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}})
+    return [run["id"] for run in runs if (run["created_by"] or {}).get("type") == "AUTOMATION"]
+
+
+@pytest.mark.timeout(1200)
+def test_new_data_starts_a_build_and_unchanged_data_does_not(
+    project: Workspace, site: Site, stack: Workspace, api: Any
+) -> None:
+    """The scheduled refresh, as the worker runs it: its event reaches the automation, which starts the build."""
+    site.write("page7.html", [])
+    before = set(by_automation(api))
+    assert api.ended(api.start("refresh", {"workspace": str(project.root)}))["type"] == "COMPLETED"
+    (build,) = api.until("the automation starts a build", lambda: set(by_automation(api)) - before)
+    assert api.ask(f"flow_runs/{build}")["parameters"].get("settings") is None
+    api.cancel(build)
+    api.ended(build)
+    run = api.start("refresh", {"workspace": str(project.root)})
+    assert api.ended(run)["type"] == "COMPLETED"
+    (told,) = [artifact for artifact in api.ask("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+               if artifact["key"] == "changes"]  # fmt: skip
+    assert "the raw data is unchanged" in told["data"]
+    assert set(by_automation(api)) == before | {build}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_schedules_that_were_missed_run_once(project: Workspace, stack: Workspace, api: Any) -> None:
+    """The machine slept for three nights: three refreshes are late, and one of them is enough."""
+    servers.stop(stack.root, (servers.WORKER,))
+    deployment = api.ask("deployments/name/refresh/refresh")["id"]
+    late = []
+    for days in (3, 2, 1):
+        then = time.strftime("%Y-%m-%dT03:00:00Z", time.gmtime(time.time() - 86_400 * days))
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": then}}
+        body = {"parameters": {"workspace": str(project.root)}, "state": state}
+        late.append(api.ask(f"deployments/{deployment}/create_flow_run", body)["id"])
+    servers.ensure_worker(stack.root)
+    assert sorted(api.ended(run)["type"] for run in late) == ["CANCELLED", "CANCELLED", "COMPLETED"]
+
+
+@pytest.mark.parametrize("hour", [2, 3])
+def test_clocks_that_change_neither_skip_nor_repeat_a_night(root: Path, hour: int) -> None:
+    """The schedule of prefect.yaml in a zone whose clocks skip 02:00-03:00 in spring and repeat it in autumn."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    file = yaml.safe_load((root / "deployments" / "prefect.yaml").read_text())
+    (schedule,) = next(found for found in file["deployments"] if found["name"] == "refresh")["schedules"]
+    assert CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+    berlin = CronSchedule(cron=f"30 {hour} * * *", timezone="Europe/Berlin")
+    for start in (datetime(2027, 3, 26, tzinfo=UTC), datetime(2026, 10, 23, tzinfo=UTC)):
+        dates = asyncio.run(berlin.get_dates(5, start))
+        assert len({date.date() for date in dates}) == 5
+        assert dates[-1] - dates[0] < timedelta(days=4, hours=2)

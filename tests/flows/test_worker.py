@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from deployments import servers, supervisor
 from llm_core import artifacts
+from tasks import experiments
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(1800)
@@ -170,3 +171,19 @@ def test_a_lost_run_is_marked_and_the_next_run_goes_on(stack: Workspace, api: An
     api.until("the training goes on", work(root).continues)
     api.cancel(again)
     api.ended(again)
+
+
+@pytest.mark.soak
+def test_a_deployment_of_a_moved_project_says_where_it_looks(
+    root: Path, stack: Workspace, api: Any, tmp_path: Path
+) -> None:
+    text = (stack.root / "params.yaml").read_text()
+    moved = experiments.make_workspace(root, tmp_path / "before", text, cache=tmp_path / "cache").root
+    supervisor._deploy(moved)
+    moved.rename(tmp_path / "after")
+    try:
+        state = api.ended(api.start("build", {"stages": ["acquire"]}))
+    finally:
+        supervisor._deploy(stack.root)
+    assert state["type"] in ("CRASHED", "FAILED")
+    assert str(moved) in state["message"]
