@@ -86,7 +86,7 @@ class _Stage:
     ) -> None:
         self.config, self.scorer, self.scratch = config, scorer, scratch
         self.looks = _Looks(scratch, emit)
-        self.chat = load_model(chat).to(scorer.weight.device)
+        self.chat = load_model(chat).to(next(scorer.parameters()).device)
         self.tokenizer, context = Tokenizer.load(chat), self.chat.config.context
         self.pairs, self.judged = training_pairs(votes, config.pool, "align")
         self.prompts, too_long = asked(votes, config.pool, "train", self.tokenizer, context)

@@ -135,8 +135,8 @@ class Online:
 
     def _values(self, critic: Critic, actor: Actor, rows_N: Tensor) -> Tensor:
         """Values (N, A) at the places before each answer token."""
-        tokens_NT, _, index_NA = view(actor, rows_N)
-        values_NA: Tensor = critic(tokens_NT).gather(1, (index_NA - 1).clamp_max(tokens_NT.shape[1] - 1))
+        tokens_NT, mask_NT, index_NA = view(actor, rows_N)
+        values_NA: Tensor = critic(tokens_NT, mask_NT).gather(1, (index_NA - 1).clamp_max(tokens_NT.shape[1] - 1))
         return values_NA
 
     def _value_loss(self, actor: Actor, rows_N: Tensor) -> tuple[Tensor, dict[str, float]]:
