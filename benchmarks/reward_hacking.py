@@ -81,10 +81,14 @@ def main() -> None:
         model, seconds = tuned(products, online, rollouts, arguments.seed, folder)
         found = point(judge.remembered("aligned", model, folder / "figures.json"), chat)
         result[f"{name}_{rollouts}"] = found | {"rollouts": rollouts, "online": online, "align_seconds": seconds}
-        print(f"{name} {rollouts}: reward {result['chat']['reward']:+.2f} -> {found['reward']:+.2f}, right "
-              f"{result['chat']['sampled_right']:.3f} -> {found['sampled_right']:.3f}, bits per byte "
-              f"{result['chat']['bits_per_byte']:.2f} -> {found['bits_per_byte']:.2f}, length {found['mean_length']:.1f}, "
-              f"KL {found['kl_from_chat']:.1f}, promoted {found['promoted']} {found['failed']}", flush=True)  # fmt: skip
+        before = result["chat"]
+        print(
+            f"{name} {rollouts}: reward {before['reward']:+.2f} -> {found['reward']:+.2f}, right "
+            f"{before['sampled_right']:.3f} -> {found['sampled_right']:.3f}, bits per byte "
+            f"{before['bits_per_byte']:.2f} -> {found['bits_per_byte']:.2f}, length {found['mean_length']:.1f}, "
+            f"KL {found['kl_from_chat']:.1f}, promoted {found['promoted']} {found['failed']}",
+            flush=True,
+        )
         save("reward_hacking", {"where": where(), "seed": arguments.seed, "problems": len(judge.problems), **result},
              arguments.results)  # fmt: skip
 
