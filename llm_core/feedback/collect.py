@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from llm_core.artifacts import new_product
-from llm_core.contract import BadInput, Emit, Note, Progress, Report
+from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.dialogue import encode_prompt
 from llm_core.data.sources.problems import is_right
 from llm_core.feedback.preferences import Messages, Vote, prompt_text, split_of, text_id, write_votes
-from llm_core.feedback.raters import CLEAR, PersonVote, agreement, clear, read_people, simulated_preference
+from llm_core.feedback.quality import Limits, Sifted, agreement, bias, raters_table, sift, warnings
+from llm_core.feedback.raters import CLEAR, PersonVote, Preference, clear, read_people, simulated_preference
 from llm_core.feedback.rollout import Answer, answer
 from llm_core.model.checkpoint import load_model
+from llm_core.model.transformer import Transformer
 from llm_core.settings.collect import CollectConfig
 from llm_core.train.machine import prepare
 
@@ -41,45 +43,86 @@ def run(
 ) -> Report:
     """Write `pairs.parquet` and tell whose votes they are. Raises `BadInput` for an unusable votes file."""
     people = read_people(votes_file)
-    enough = clear([vote.preference for vote in people]) >= config.min_votes
-    figures: dict[str, float] = {"people_votes": len(people)}
+    model, tokenizer = load_model(chat), Tokenizer.load(chat)
+    context = model.config.context
+    sifted = sift(
+        people,
+        Limits(config.min_seconds, config.one_sided_votes),
+        lambda prompt: len(encode_prompt([message.model_dump() for message in prompt], tokenizer)) < context,
+    )
+    usable = clear([vote.preference for vote in sifted.kept])
+    figures: dict[str, float] = {"people_votes": len(people), "people_clear_votes": usable}
+    figures |= {f"people_{reason}": count for reason, count in sorted(sifted.refused.items())}
+    figures |= _agreements(sifted.kept)
+    tables: dict[str, Sequence[Row]] = {"raters": raters_table(people, sifted.one_sided)} if people else {}
     samples: list[dict[str, str]] = []
-    if enough:
-        votes = [_from_person(vote, config) for vote in people]
-        figures["people_agreement"], figures["people_agreement_pairs"] = agreement(people)
+    if usable >= config.min_votes:
+        votes = [made for vote in sifted.kept for made in _from_person(vote, config)]
+        figures["people_edits"] = len(votes) - len(sifted.kept)
     else:
-        emit(
-            Note(f"{len(people)} votes by people, {config.min_votes} clear ones are needed: the simulated rater votes")
-        )
-        votes, samples = _simulate(config, chat, corpus, figures, emit)
-    offline, refused = _from_dataset(corpus, config)
-    figures["dataset_pairs_refused"] = refused
+        why = f"{usable} usable clear votes by people ({_left_out(sifted)}), {config.min_votes} are needed"
+        emit(Note(f"{why}: the simulated rater votes"))
+        figures["people_votes_missing"] = config.min_votes - usable
+        votes, samples = _simulate(config, model, tokenizer, corpus, figures, emit)
+    offline = _from_dataset(corpus, config, figures)
     if not votes and not offline:
         raise BadInput(
-            f"{votes_file}: {len(people)} votes, fewer than collect.min_votes = {config.min_votes} clear ones, and "
-            "the corpus has neither checked problems of split feedback nor preference data"
+            f"{votes_file}: {len(people)} votes, fewer than collect.min_votes = {config.min_votes} usable clear ones, "
+            "and the corpus has neither checked problems of split feedback nor preference data"
         )
-    votes = _usable([*votes, *offline], figures)
-    figures |= _counts(votes)
+    figures |= _counts([*votes, *offline])
+    for sentence in warnings(figures | bias(_lengths(votes)), clear([vote.preference for vote in votes])):
+        emit(Note(sentence))
+    votes = [*votes, *offline]
     with new_product(out, "votes", {**figures, "raters": sorted({vote.rater for vote in votes})}) as folder:
         write_votes(folder / "pairs.parquet", votes)
-    return Report(figures, {"votes": _table(votes)}, samples)
+    return Report(figures, {"votes": _table(votes)} | tables, samples)
 
 
-def _from_person(vote: PersonVote, config: CollectConfig) -> Vote:
+def _left_out(sifted: Sifted) -> str:
+    counted = [f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(sifted.refused.items())]
+    named = f" by {', '.join(rater[:12] for rater in sifted.one_sided)}" if sifted.one_sided else ""
+    return f"left out: {', '.join(counted)}{named}" if counted else "none left out"
+
+
+def _agreements(people: list[PersonVote]) -> dict[str, float]:
+    """Agreement of the raters, over all votes and over those that name a side, where any two can be compared."""
+    figures: dict[str, float] = {}
+    for name, clear_only in (("people_agreement", False), ("people_agreement_clear", True)):
+        share, pairs = agreement(people, clear_only=clear_only)
+        if pairs:
+            figures[name], figures[f"{name}_pairs"] = share, pairs
+    return figures
+
+
+def _from_person(vote: PersonVote, config: CollectConfig) -> Iterable[Vote]:
+    """The vote and, if the rater wrote a better answer, that one preferred to the one it was made of."""
     prompt = [{"role": message.role, "content": message.content} for message in vote.prompt]
     group = prompt_text(prompt)
-    return Vote(
-        text_id(vote.id, vote.rater), prompt, vote.answer_a, vote.answer_b, vote.preference, "person", None,
-        text_id(group), split_of(group, config.validation_share), "people",
-    )  # fmt: skip
+    held = (text_id(group), split_of(group, config.validation_share), "people")
+    key = text_id(vote.id, vote.rater)
+    yield Vote(key, prompt, vote.answer_a, vote.answer_b, vote.preference, "person", None, *held)
+    side = vote.edited_of or ("b" if vote.preference == "b" else "a")
+    original = vote.answer_b if side == "b" else vote.answer_a
+    if vote.edited.strip() and vote.edited != original:
+        sides = _sides(text_id(key, "edited"), vote.edited, original)
+        yield Vote(text_id(key, "edited"), prompt, *sides, "person", None, *held)
+
+
+def _sides(key: str, chosen: str, rejected: str) -> tuple[str, str, Preference]:
+    """(answer a, answer b, preference): the side by a hash, so that neither is always right."""
+    return (chosen, rejected, "a") if int(text_id(key, "side")[0], 16) < 8 else (rejected, chosen, "b")
 
 
 def _simulate(
-    config: CollectConfig, chat: Path, corpus: Path, figures: dict[str, float], emit: Emit
+    config: CollectConfig,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    corpus: Path,
+    figures: dict[str, float],
+    emit: Emit,
 ) -> tuple[list[Vote], list[dict[str, str]]]:
-    prepare(config.threads, config.device)
-    model, tokenizer = load_model(chat), Tokenizer.load(chat)
+    model.to(prepare(config.threads, config.device).device)
     problems = _problems(corpus)
     fitting = [p for p in problems if len(encode_prompt(_prompt(p), tokenizer)) < model.config.context]
     figures["prompts_too_long"] = len(problems) - len(fitting)
@@ -141,37 +184,47 @@ def _vote(problem: dict[str, Any], drawn: list[Answer], config: CollectConfig) -
         )
 
 
-def _from_dataset(corpus: Path, config: CollectConfig) -> tuple[list[Vote], int]:
-    """The corpus's preference data, sides by a hash so that neither is always right; and how many rows are unusable."""
+def _from_dataset(corpus: Path, config: CollectConfig, figures: dict[str, float]) -> list[Vote]:
+    """The corpus's preference data; what cannot be used is counted in `figures` by its reason."""
     path = corpus / "preferences.parquet"
     rows = pq.read_table(path).to_pylist() if path.is_file() else []
+    refused: Counter[str] = Counter()
+    said = {(_asked(row), row["chosen"], row["rejected"]) for row in rows}
     votes = []
     for row in rows:
         chosen, rejected = row["chosen"], row["rejected"]
-        if not chosen.strip() or not rejected.strip() or chosen == rejected:
+        if reason := _fault(chosen, rejected, (_asked(row), rejected, chosen) in said):
+            refused[reason] += 1
             continue
         prompt = [dict(message) for message in row["prompt"]]
-        first = int(text_id(row["id"], "side")[0], 16) < 8
-        a, b = (chosen, rejected) if first else (rejected, chosen)
+        sides = _sides(row["id"], chosen, rejected)
         split = split_of(row["group"], config.validation_share)
-        votes.append(
-            Vote(row["id"], prompt, a, b, "a" if first else "b", "dataset", None, row["group"], split, row["source"])
-        )
-    return votes, len(rows) - len(votes)
+        votes.append(Vote(row["id"], prompt, *sides, "dataset", None, row["group"], split, row["source"]))
+    figures["dataset_pairs_refused"] = refused.total()
+    figures.update({f"dataset_{reason}": count for reason, count in sorted(refused.items())})
+    return votes
 
 
-def _usable(votes: list[Vote], figures: dict[str, float]) -> list[Vote]:
-    """Without votes that prefer one of two equal answers; people do that by mistake, and it teaches nothing."""
-    kept = [v for v in votes if v.preference not in CLEAR or v.answer_a != v.answer_b]
-    figures["identical_answers_refused"] = len(votes) - len(kept)
-    return kept
+def _asked(row: dict[str, Any]) -> str:
+    return prompt_text([dict(message) for message in row["prompt"]])
+
+
+def _fault(chosen: str, rejected: str, contradicted: bool) -> str | None:
+    if not chosen.strip() or not rejected.strip():
+        return "empty_answer"
+    if chosen == rejected:
+        return "identical_answers"
+    return "contradicted" if contradicted else None
+
+
+def _lengths(votes: list[Vote]) -> list[tuple[str, int, int]]:
+    return [(vote.preference, len(vote.answer_a), len(vote.answer_b)) for vote in votes]
 
 
 def _counts(votes: list[Vote]) -> dict[str, float]:
     figures: dict[str, float] = {"votes": len(votes), "clear_votes": clear([v.preference for v in votes])}
     figures["validation_votes"] = sum(vote.split == "validation" for vote in votes)
-    sided = [vote.preference == "a" for vote in votes if vote.preference in CLEAR]
-    figures["side_a_share"] = sum(sided) / len(sided) if sided else 0.5
+    figures |= bias(_lengths(votes))
     checked = [v for v in votes if v.rater == "simulated" and v.preference in CLEAR and v.check is not None]
     if checked:
         agreed = [is_right(v.answer_a if v.preference == "a" else v.answer_b, v.check or "") for v in checked]
@@ -179,7 +232,7 @@ def _counts(votes: list[Vote]) -> dict[str, float]:
     return figures
 
 
-def _table(votes: list[Vote]) -> list[dict[str, str | int]]:
+def _table(votes: list[Vote]) -> Sequence[Row]:
     counted = Counter((vote.rater, vote.split, vote.preference) for vote in votes)
     return [
         {"rater": rater, "split": split, "preference": preference, "votes": count}

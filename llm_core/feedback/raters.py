@@ -7,15 +7,25 @@ A line of the votes file is one person's vote as a JSON object:
     answer_a    text                    answer_b    text
     preference  "a" | "b" | "tie" | "both_bad"
     rater       text: who voted, under a name that gives nobody away
-    model_a, model_b, why, seconds, ts  optional: what answered, the rater's words, time to vote, when
+
+and, where known:
+
+    model_a, model_b        text: names of the models that answered
+    digest_a, digest_b      text: digests of these models' directories
+    sampling_a, sampling_b  objects: temperature, top_k, top_p, seed and the like of each answer
+    why         text: the rater's words
+    edited      text: a better answer that the rater wrote; it counts as preferred to the one it was made of
+    edited_of   "a" | "b" | null: which one that is (null: the preferred one, else a)
+    seconds     number: from both answers standing there to the vote
+    ts          text: when
+
+Answer a stood on the left.
 """
 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +59,13 @@ class PersonVote(BaseModel):
     rater: str = Field(min_length=1)
     model_a: str = ""
     model_b: str = ""
+    digest_a: str = ""
+    digest_b: str = ""
+    sampling_a: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    sampling_b: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     why: str = ""
+    edited: str = ""
+    edited_of: Literal["a", "b"] | None = None
     seconds: float | None = Field(default=None, ge=0)
     ts: str = ""
 
@@ -81,15 +97,6 @@ def _parse(line: str, where: str) -> PersonVote:
         first = error.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])
         raise BadInput(f"{where}: {name + ': ' if name else ''}{first['msg']}") from None
-
-
-def agreement(votes: Iterable[PersonVote]) -> tuple[float, int]:
-    """(share, count) of the pairs of raters on one exchange who voted alike; (nan, 0) if no exchange has two raters."""
-    by_exchange: dict[str, list[Preference]] = defaultdict(list)
-    for vote in votes:
-        by_exchange[vote.id].append(vote.preference)
-    alike = [x == y for given in by_exchange.values() for x, y in combinations(given, 2)]
-    return (sum(alike) / len(alike), len(alike)) if alike else (float("nan"), 0)
 
 
 def simulated_preference(right_a: bool, right_b: bool, *, noise: float, key: str) -> Preference:

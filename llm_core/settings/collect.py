@@ -13,7 +13,12 @@ class CollectConfig(Config):
     """Pairs of answers with a preference, from people's votes or, until there are enough, the simulated rater."""
 
     min_votes: int = Field(default=200, ge=1)
-    """Clear votes of people from which on they are used alone; with fewer of them the simulated rater votes."""
+    """Clear votes of people from which on they are used alone; with fewer of them the simulated rater votes. Votes that
+    are left out (too fast, contradicted, one side only) do not count."""
+    min_seconds: float = Field(default=1.0, ge=0.0, le=3600.0)
+    """Seconds from both answers to the vote below which a person's vote is left out; 0 keeps all."""
+    one_sided_votes: int = Field(default=20, ge=2)
+    """Clear votes of one rater from which on, if all went to the same side, the rater's votes are left out."""
     prompts: int = Field(default=3000, ge=1)
     """Prompts answered for the simulated rater, at most: the corpus's checked dialogues of split "feedback"."""
     samples: int = Field(default=8, ge=2, le=64)

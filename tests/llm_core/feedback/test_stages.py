@@ -110,6 +110,57 @@ def test_people_count_alone_once_there_are_enough(small_world: Any, tmp_path: Pa
     assert {vote.rater for vote in read_votes(tmp_path / "votes")} == {"simulated"}
 
 
+def test_what_people_do_wrong_is_left_out_named_and_counted(small_world: Any, tmp_path: Path) -> None:
+    path, notes = tmp_path / "votes.jsonl", []
+    lines = [person(i, preference="ab"[i % 2], seconds=3.0) for i in range(12)]
+    lines += [person(20 + i, rater="always-left", seconds=3.0) for i in range(5)]
+    lines += [person(30, seconds=0.2), person(31, answer_b=""), person(32, answer_b="33")]
+    lines += [person(33, prompt=[{"role": "user", "content": "why? " * 200}])]
+    lines += [person(34), person(34, id="again", rater="r2", answer_a="0", answer_b="35")]  # the other answer
+    path.write_text("".join(lines))
+    config = CollectConfig.model_validate(COLLECT | {"min_votes": 12, "one_sided_votes": 5})
+    report = collect.run(
+        config, chat=small_world.chat, corpus=small_world.corpus, votes_file=path, out=tmp_path / "votes",
+        scratch=fresh(tmp_path / "s"), emit=lambda event: notes.append(getattr(event, "text", "")),
+    )  # fmt: skip
+    found = {name.removeprefix("people_"): value for name, value in report.metrics.items() if "people_" in name}
+    assert {name: found[name] for name in ("votes", "clear_votes")} == {"votes": 23, "clear_votes": 12}
+    reasons = ("too_fast", "empty_answer", "identical_answers", "prompt_too_long", "one_sided_rater", "contradicted")
+    assert [found[reason] for reason in reasons] == [1, 1, 1, 1, 5, 2]
+    assert {vote.rater for vote in read_votes(tmp_path / "votes")} == {"person"}
+    rows = {str(row["rater"]): row for row in report.tables["raters"]}
+    assert (rows["always-left"]["left"], rows["always-left"]["used"]) == (1.0, "no: one side only")
+    collected(small_world, tmp_path / "more", path, min_votes=13, one_sided_votes=5)
+    assert {vote.rater for vote in read_votes(tmp_path / "more" / "votes")} == {"simulated"}
+
+
+def test_too_few_votes_say_how_many_and_why(small_world: Any, tmp_path: Path) -> None:
+    path, notes = tmp_path / "votes.jsonl", []
+    path.write_text("".join(person(i, rater="hasty", seconds=0.1) for i in range(3)) + person(9))
+    report = collect.run(
+        CollectConfig.model_validate(COLLECT), chat=small_world.chat, corpus=small_world.corpus, votes_file=path,
+        out=tmp_path / "votes", scratch=fresh(tmp_path / "s"),
+        emit=lambda event: notes.append(getattr(event, "text", "")),
+    )  # fmt: skip
+    assert "1 usable clear votes by people (left out: 3 too fast), 200 are needed: the simulated rater votes" in notes
+    assert report.metrics["people_votes_missing"] == 199
+
+
+def test_an_edited_answer_beats_the_one_it_was_made_of(small_world: Any, tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_text(
+        person(1, edited="2, as one and one make two")
+        + person(2, preference="both_bad", answer_a="5", edited="3", edited_of="b")
+        + person(3, preference="tie")
+    )
+    report = collected(small_world, tmp_path, path, min_votes=1)
+    assert report.metrics["people_edits"] == 2
+    pairs = clear_pairs(read_votes(tmp_path / "votes"), "votes", "train")
+    pairs += clear_pairs(read_votes(tmp_path / "votes"), "votes", "validation")
+    found = {(pair.chosen, pair.rejected) for pair in pairs}
+    assert found == {("2", "0"), ("2, as one and one make two", "2"), ("3", "0")}
+
+
 def test_preference_data_lie_beside_and_are_not_taken_unasked(small_world: Any, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     shutil.copytree(small_world.corpus, corpus)
@@ -119,13 +170,16 @@ def test_preference_data_lie_beside_and_are_not_taken_unasked(small_world: Any, 
          "rejected": "No" if i else "Yes 0"}
         for i in range(21)
     ]  # fmt: skip
+    rows += [{**rows[1], "id": "x", "chosen": c, "rejected": r} for c, r in (("Up", "Down"), ("Down", "Up"))]
     pq.write_table(pa.Table.from_pylist(rows), corpus / "preferences.parquet")
     (tmp_path / "votes.jsonl").touch()
     report = collected(small_world, tmp_path, tmp_path / "votes.jsonl", corpus)
     votes = read_votes(tmp_path / "votes")
     offline = [vote for vote in votes if vote.rater == "dataset"]
     assert len(offline) == 20
-    assert report.metrics["dataset_pairs_refused"] == 1
+    assert report.metrics["dataset_pairs_refused"] == 3
+    assert (report.metrics["dataset_identical_answers"], report.metrics["dataset_contradicted"]) == (1, 2)
+    assert {vote.source for vote in offline} == {"s"}
     assert {vote.preference for vote in offline} == {"a", "b"}
     assert all(pair.chosen.startswith("Yes") for pair in clear_pairs(votes, "dataset", "train"))
     assert not any(pair.chosen.startswith("Yes") for pair in clear_pairs(votes, "votes", "train"))
