@@ -10,8 +10,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,8 @@ from tasks.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/ARCHITECTURE.md", "docs/data.md", "benchmarks/README.md"))
+DOCS = ("ARCHITECTURE", "data", "evaluation", "feedback", "operate", "release", "serve")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS), ROOT / "benchmarks" / "README.md")
 
 STORY = {
     "groundup --help": r"Build a language model from the ground up",
@@ -52,10 +56,18 @@ STORY = {
     "groundup up": r"worker: http",
     "groundup doctor": r"ok +params.yaml",
     "groundup sync": r"nothing was waiting",
+    "groundup feedback": r"gate: ",
+    "groundup export exported --format hf": r"exported: hf, from champion",
+    "groundup promote": r"gate: ",
     "groundup rollback": r"champion is version \d+ \((chat|aligned)\) again",
+    "groundup lineage champion": r"documents.*http://pydoc\.localhost/.*votes: \d+ by simulated",
+    "groundup lineage http://pydoc.localhost/library/json.html": r"models saw them.*base",
     "groundup down": r"stopped worker",
 }
 """Run below in the README's own order, in a workspace of tiny size, and what they must print."""
+
+LISTENING = {"groundup serve": "/health", "groundup chat": "/"}
+"""Run below until they answer: each prints its address, and this path of it is asked for."""
 
 EXIT_CODES = {"groundup crawl-check https://handbook.example.org/": 1}
 """Tests have no network: the crawl of that page would not be allowed."""
@@ -139,7 +151,7 @@ def test_the_parser_would_find_a_wrong_command() -> None:
 
 
 def test_every_command_is_run() -> None:
-    assert set(commands()) - {". .venv/bin/activate"} == {*STORY, *DRY, *SOAK}
+    assert set(commands()) - {". .venv/bin/activate"} == {*STORY, *LISTENING, *DRY, *SOAK}
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +198,36 @@ def test_the_story_of_the_readme(command: str, built: Workspace) -> None:
         actual = actual.replace(written, cheaper)
     done = run(built, actual)
     assert re.search(STORY[command], done.stdout, re.DOTALL), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", LISTENING)
+def test_what_listens_answers_and_ends_when_it_is_told(command: str, built: Workspace) -> None:
+    program = [sys.executable, "-m", "flows.cli", *shlex.split(command)[1:]]
+    environment = child_environment(Path(os.devnull)) | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(program, cwd=built.root, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            told = next((line for line in running.stdout if "http://" in line), "")
+            address = re.search(r"http://[\w.:]+", told)
+            assert address, f"{command} ended before it told its address"
+            answer(address.group() + LISTENING[command])
+            running.terminate()
+            assert running.wait(60) in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+        finally:
+            running.kill()
+
+
+def answer(url: str) -> None:
+    """Wait until the address answers with status 200."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as got:
+                assert got.status == 200
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.2)
 
 
 @pytest.mark.parametrize("command", DRY)
