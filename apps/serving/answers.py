@@ -123,7 +123,7 @@ class TextForm:
         }
 
     def _table(self, row: int, delta: Delta) -> dict[str, Any]:
-        text, before = self._names.text, len(self._echoes[row])
+        text, before = self._names.unique, len(self._echoes[row])
         return {
             "tokens": [text(scored.token) for scored in delta.scored],
             "token_logprobs": [scored.logprob for scored in delta.scored],
@@ -144,6 +144,11 @@ class Names:
     def text(self, token: int) -> str:
         """The token's text; U+FFFD for bytes that are only part of a character."""
         return self._specials.get(token) or self._pieces[token].decode(errors="replace")
+
+    def unique(self, token: int) -> str:
+        r"""The token's text, or bytes:\xf0\x9f for what is only part of a character: a table needs a name for each."""
+        name = self.text(token)
+        return name if "\ufffd" not in name else "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._pieces[token])
 
     def bytes(self, token: int) -> bytes:
         """The token's bytes; a special token's are those of its name."""

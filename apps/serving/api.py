@@ -68,22 +68,27 @@ class Answering:
             raise
         options = request.stream_options or schema.StreamOptions()
         events = _events(envelope, first, found, usage=options.include_usage)
-        return EventStream(events, job, self.metrics)
+        return EventStream(events, self.metrics)
 
 
 class EventStream(StreamingResponse):
     """A stream whose generator is closed when the client leaves, so that its rows are freed at once."""
 
-    def __init__(self, events: AsyncIterator[bytes], job: Job, metrics: Metrics) -> None:
+    def __init__(self, events: AsyncIterator[bytes], metrics: Metrics) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._events, self._job, self._metrics = events, job, metrics
+        self._events, self._metrics, self._ended = events, metrics, False
+
+    async def stream_response(self, send: Send) -> None:
+        """Send all events."""
+        await super().stream_response(send)
+        self._ended = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end, or until nobody listens."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if self._job.open:
+            if not self._ended:
                 self._metrics.left.inc()
             await self._events.aclose()  # type: ignore[attr-defined]
 

@@ -39,6 +39,7 @@ class Guards:
             await self.app(scope, receive, send)
             return
         began, status = time.monotonic(), 499
+        self.metrics.open.inc()
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -60,6 +61,7 @@ class Guards:
             return  # the answer ended in time, but its client does not read it: uvicorn closes what has no end
         finally:
             path = scope["path"] if scope["path"] in PATHS else "other"
+            self.metrics.open.dec()
             self.metrics.requests.labels(path, str(status)).inc()
             self.metrics.seconds.labels(path).observe(time.monotonic() - began)
 

@@ -14,6 +14,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter("groundup_requests", "Requests answered.", ["path", "status"], registry=registry)
+        self.open = Gauge(
+            "groundup_requests_open", "Requests that are being answered, /metrics included.", registry=registry
+        )
         self.seconds = Histogram(
             "groundup_request_seconds",
             "From a request's header to the end of its response.",
@@ -41,7 +44,7 @@ class Metrics:
         self.waiting = Gauge("groundup_rows_waiting", "Answers that wait for a place in the batch.", registry=registry)
         self.swaps = Counter("groundup_model_swaps", "Times that another model was put in place.", registry=registry)
         self.failures = Counter(
-            "groundup_failures", "Steps of the model, or loadings, that failed.", ["what"], registry=registry
+            "groundup_failures", "Calls of the model, or loadings, that failed.", ["what"], registry=registry
         )
         self.model = Gauge(
             "groundup_model_info", "1 for the model that new requests go to.", ["digest", "version"], registry=registry

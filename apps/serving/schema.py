@@ -17,6 +17,8 @@ LONGEST_STOP = 256
 def _plain(text: str) -> str:
     if "\0" in text:
         raise ValueError("holds a NUL character, which no text has")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds half of a surrogate pair, which is no character")
     return text
 
 

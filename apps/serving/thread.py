@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
+
 from apps.serving.errors import ApiError, failed
 from apps.serving.metrics import Metrics
 from apps.serving.served import Served
@@ -29,6 +31,11 @@ Item = tuple[int, Drawn | Exception]
 SMOOTHING = 0.1
 """Weight of the newest answer in the mean seconds that an answer takes."""
 LONGEST_RETRY = 30
+
+
+def shutting_down() -> ApiError:
+    """What those are told who still wait when the thread ends."""
+    return ApiError(503, "the server is shutting down", kind="server_error", code="shutting_down", retry_after=1)
 
 
 class Job:
@@ -84,6 +91,10 @@ class Bench:
             del self.rows[handle]
             self.engine.remove(handle)
 
+    def jobs(self) -> set[Job]:
+        """All whose rows are here."""
+        return {job for job, _ in self.rows.values()}
+
     def step(self) -> dict[Job, list[Item]]:
         """One token for every row; what each job gets."""
         found: dict[Job, list[Item]] = {}
@@ -124,6 +135,8 @@ class ModelThread:
 
     def submit(self, job: Job) -> None:
         """Take a job in. Raises `ApiError` 429 if its rows find no room."""
+        if not self.alive:
+            raise shutting_down()
         if self._taken + len(job.requests) > self._capacity:
             raise self.busy("the server is busy and its queue is full; try again later")
         self._taken += len(job.requests)
@@ -168,19 +181,23 @@ class ModelThread:
 
     # What follows runs in the thread.
 
+    @torch.inference_mode()
     def _run(self) -> None:
-        while not self._ended:
-            busy = any(bench.rows for bench in self._benches.values())
-            if not busy:
-                self._count()
-                self._orders.get()()
-            while not self._orders.empty():
-                self._orders.get()()
-            for digest, bench in list(self._benches.items()):
-                if bench.rows:
-                    self._step(digest, bench)
-                elif digest != self._newest:
-                    del self._benches[digest]
+        try:
+            while not self._ended:
+                if not any(bench.rows for bench in self._benches.values()):
+                    self._count()
+                    self._orders.get()()
+                while not self._orders.empty():
+                    self._orders.get()()
+                for digest, bench in list(self._benches.items()):
+                    if bench.rows:
+                        self._step(digest, bench)
+                    elif digest != self._newest:
+                        del self._benches[digest]
+        finally:
+            over = shutting_down()
+            self._tell({job: [(0, over)] for bench in self._benches.values() for job in bench.jobs()})
 
     def _add(self, job: Job) -> None:
         try:
@@ -198,18 +215,22 @@ class ModelThread:
     def _remove(self, job: Job, row: int) -> None:
         bench = self._benches.get(job.served.digest)
         if bench:
-            bench.remove(job, row)
+            self._try(job.served.digest, bench, lambda: bench.remove(job, row))
 
     def _step(self, digest: str, bench: Bench) -> None:
+        found: dict[Job, list[Item]] = {}
+        self._try(digest, bench, lambda: found.update(bench.step()))
+        self._metrics.drawn_tokens.inc(sum(map(len, found.values())))
+        self._count()
+        self._tell(found)
+
+    def _try(self, digest: str, bench: Bench, work: Callable[[], None]) -> None:
+        """Do something with an engine; if it fails, its answers are given up and the next job gets a new engine."""
         try:
-            found = bench.step()
+            work()
         except Exception:
             del self._benches[digest]
-            self._give_up({job for job, _ in bench.rows.values()})
-            return
-        self._metrics.drawn_tokens.inc(sum(map(len, found.values())))
-        self._tell(found)
-        self._count()
+            self._give_up(bench.jobs())
 
     def _give_up(self, jobs: Iterable[Job]) -> None:
         log.exception("the model failed; its answers are given up")
@@ -231,6 +252,3 @@ class ModelThread:
 
     def _end(self) -> None:
         self._ended = True
-        over = ApiError(503, "the server is shutting down", kind="server_error", code="shutting_down", retry_after=1)
-        jobs = {job for bench in self._benches.values() for job, _ in bench.rows.values()}
-        self._tell({job: [(0, over)] for job in jobs})
