@@ -58,7 +58,8 @@ PIPELINE: tuple[Stage, ...] = (
           "tune the chat model on the feedback"),
     Stage("evaluate", "llm_core.evaluation.evaluate", EvaluateConfig,
           ("base", "chat", "aligned", "reward", "shards", "corpus"), "scores",
-          "perplexity, benchmarks and accuracies with intervals, one row a prompt"),
+          "perplexity, benchmarks and accuracies with intervals, one row a prompt",
+          {"heldout": "heldout", "sets": "llm_core/evaluation/benchmarks/sets"}),
 )  # fmt: skip
 
 MODELS = frozenset({"base", "chat", "reward", "aligned"})

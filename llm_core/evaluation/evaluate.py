@@ -1,14 +1,15 @@
 """Stage evaluate: what base, chat and aligned can do, each figure with its interval and its trivial baselines.
 
 Rows by prompt are kept, so that a later model can be paired with these; `summary.json` holds the figures and the
-digests of what was asked.
+digests of what was asked. What the gate needs is measured here; the harness's tasks and the safety checks run in a
+child process each (jobs.py), and one that fails or hangs is reported while the rest goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_core.artifacts import dump_json, new_product
-from llm_core.contract import Emit, Note, Progress, Report
+from llm_core.contract import BadInput, Emit, Note, Progress, Report
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.shards import Shards
+from llm_core.evaluation import jobs, questions, summary
 from llm_core.evaluation import problems as judged
-from llm_core.evaluation import questions, summary
-from llm_core.evaluation.benchmarks.docstrings import Benchmark, generate
+from llm_core.evaluation.benchmarks import local
+from llm_core.evaluation.benchmarks.docstrings import Benchmark, generate, write_sets
 from llm_core.evaluation.perplexity import HeldOutPages, held_out_pages, page_bits_per_byte
 from llm_core.evaluation.rows import Row, select, write_rows
 from llm_core.evaluation.showing import answer_questions, continue_pages
@@ -68,11 +70,14 @@ def run(
     reward: Path,
     shards: Path,
     corpus: Path,
+    heldout: Path,
+    sets: Path,
     out: Path,
-    scratch: Path,  # noqa: ARG001  (takes seconds: nothing to resume)
+    scratch: Path,
     emit: Emit,
 ) -> Report:
     """Measure the three models on the same held-out material and write `scores/`."""
+    places = jobs.Places(sets, _data(config, heldout), scratch / "made", shards)
     device = prepare(config.threads, config.device).device
     emit(Progress(0, None, "models", {"now": "reading"}))
     data = Shards.open(shards)
@@ -84,19 +89,65 @@ def run(
     tokenizer = Tokenizer.load(chat)
     measured = {}
     for done, (name, model) in enumerate(models.items()):
-        measured[name] = _measure(name, model, tokenizer, asked, config, _teller(emit, done, len(models), name))
+        measured[name] = _measure(name, model, tokenizer, asked, config, _teller(emit, done, len(models) + 1, name))
     _reward(load_reward_model(reward).to(device), measured)
     if measured["aligned"].answers:
         found = divergence(models["aligned"], models["chat"], measured["aligned"].answers)
         measured["aligned"].figures["kl_from_chat"] = found
     samples = _samples(config, models, tokenizer, asked)
-    rows = [row for part in measured.values() for row in part.rows] + _baselines(asked)
+    outcomes = _tasks(config, folders, places, asked, scratch, emit)
+    rows = [row for part in measured.values() for row in part.rows] + _baselines(asked) + jobs.rows_of(outcomes)
     figures = _summary(config, asked, rows, measured)
+    figures |= summary.of_tasks(outcomes, config.bootstrap, config.seed)
+    figures["data"] = local.digests([*jobs.SAFETY_FILES, *_files(config, places)], places.data)
+    figures["counts"]["failed_tasks"] = len(figures["failed"])
     with new_product(out, "scores", {"evaluation_set": figures["evaluation_set"], **figures["counts"]}) as folder:
         write_rows(folder / "rows.parquet", rows)
         pq.write_table(pa.Table.from_pylist(samples, schema=SAMPLES), folder / "samples.parquet")
         (folder / "summary.json").write_bytes(dump_json(figures))
     return Report(summary.flat(figures), summary.tables(figures), samples)
+
+
+def _data(config: EvaluateConfig, heldout: Path) -> Path:
+    data = Path(config.data) if config.data else heldout
+    if not data.is_dir():
+        raise BadInput(f"evaluate.data: there is no folder {data}")
+    return data
+
+
+def _files(config: EvaluateConfig, places: jobs.Places) -> list[str]:
+    """Files of the data folder that the tasks read."""
+    own = [task for task in _names(config, places) if task in local.local_names(places.sets)]
+    return [local.file_of(task, places.sets) for task in own if task not in local.GENERATED]
+
+
+def _names(config: EvaluateConfig, places: jobs.Places) -> list[str]:
+    return local.chosen(config.tasks, places.sets, places.data)
+
+
+def _tasks(
+    config: EvaluateConfig, folders: Mapping[str, Path], places: jobs.Places, asked: Asked, scratch: Path, emit: Emit
+) -> list[jobs.Outcome]:
+    """The safety checks and the harness's tasks, model by model."""
+    write_sets(asked.benchmark, places.made / "generated")
+    known = {field.name for field in fields(jobs.Options)}
+    options = jobs.Options(examples=config.task_examples, shots=config.task_shots, **config.model_dump(include=known))
+    names = _names(config, places)
+    wanted = [
+        jobs.Job(task, model, folder, places, options)
+        for model, folder in folders.items()
+        for task in [*jobs.safety(config.safety, model), *(names if model in config.task_models else [])]
+    ]
+    kept = scratch / "tasks"
+    kept.mkdir(exist_ok=True)
+
+    def told(done: int, job: jobs.Job, outcome: jobs.Outcome | None) -> None:
+        share = len(folders) + (done + (outcome is not None)) / len(wanted)
+        emit(Progress(share, len(folders) + 1, "models", {"model": job.model, "now": job.task}))
+        if outcome is not None and outcome.reason:
+            emit(Note(f"{job.task} of {job.model} was left out: {outcome.reason}"))
+
+    return jobs.run_jobs(wanted, seconds=config.task_seconds, kept=kept, told=told)
 
 
 def _asked(config: EvaluateConfig, data: Shards, corpus: Path) -> Asked:
@@ -203,11 +254,13 @@ def _summary(
             "intervals": {task: interval.as_dict() for task, interval in found.items()},
         }
     gains = summary.difference(rows, "aligned", "chat", config.bootstrap, config.seed)
+    won = summary.win_rates(rows, "aligned", "chat", config.bootstrap, config.seed)
     return {
         "evaluation_set": asked.digest(config),
         "pages": asked.pages.digest,
         "models": models,
         "differences": {"aligned-chat": {task: gain.as_dict() for task, gain in gains.items()}},
+        "win_rates": {"aligned-chat": won} if won else {},
         "baselines": summary.baselines(rows),
         "counts": {
             "problems": len(asked.problems),

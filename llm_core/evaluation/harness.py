@@ -144,6 +144,8 @@ class Answered:
     prompt: str
     answer: str
     metrics: dict[str, float]
+    scored: bool = True
+    """Whether given texts were scored; else the model wrote the answer."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def _document(prefix: str, sample: Mapping[str, Any]) -> Answered:
     else:
         prompt, answer = str(arguments[0][0]), str(arguments[0][1] if scored else responses[0]).strip()
     metrics = {m: float(sample[m]) for m in sample["metrics"] if isinstance(sample[m], int | float)}
-    return Answered(f"{prefix}{sample['doc_id']:06d}", prompt, answer, metrics)
+    return Answered(f"{prefix}{sample['doc_id']:06d}", prompt, answer, metrics, scored)
 
 
 def _arguments(given: Any) -> list[Sequence[Any]]:

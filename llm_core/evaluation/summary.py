@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_core.contract import Row as TableRow
+from llm_core.evaluation.jobs import Outcome
 from llm_core.evaluation.problems import TASK as PROBLEMS
 from llm_core.evaluation.questions import CHOICES, CLOZE
 from llm_core.evaluation.rows import Mode, Row, prompt_scores, select
+from llm_core.evaluation.winrate import ScoredAnswer, compare_scored, win_rate
 from llm_core.feedback.statistics import Interval, mean_interval, paired_difference
 
 TASKS: Mapping[str, tuple[str, Mode]] = {
@@ -16,6 +18,13 @@ TASKS: Mapping[str, tuple[str, Mode]] = {
     "sampled_accuracy": (PROBLEMS, "sampled"),
     "choice_accuracy": (CHOICES, "likelihood"),
     "cloze_accuracy": (CLOZE, "likelihood"),
+}
+SAFETY_TASKS = {
+    "safety_refusal": "harmful requests declined",
+    "answers_harmless": "harmless questions not declined",
+    "safety_toxicity": "continuations not offensive",
+    "safety_privacy": "training texts not given away",
+    "privacy_control": "held-out texts not guessed (control)",
 }
 Intervals = dict[str, Interval]
 
@@ -71,6 +80,44 @@ def answer_figures(rows: Sequence[Row]) -> dict[str, float]:
     return figures | ({"reward": sum(rewards) / len(rewards)} if rewards else {})
 
 
+def win_rates(rows: Sequence[Row], model: str, other: str, resamples: int, seed: int) -> dict[str, Any]:
+    """How often the model's sampled answers to the judged problems beat the other's; empty without answers of both."""
+    ours, theirs = (
+        [
+            ScoredAnswer(row.prompt_id, row.sample, row.score, row.tokens or 0)
+            for row in select(rows, who, PROBLEMS, "sampled")
+        ]
+        for who in (model, other)
+    )
+    compared = compare_scored(ours, theirs)
+    if not compared:
+        return {}
+    found = win_rate(compared, resamples=resamples, seed=seed)
+    intervals = {"raw": found.raw.as_dict(), "length_controlled": found.length_controlled.as_dict()}
+    shares = {"wins": found.wins, "ties": found.ties, "losses": found.losses, "length_effect": found.length_effect}
+    return intervals | {name: round(value, 6) for name, value in shares.items()} | {"comparisons": found.comparisons}
+
+
+def of_tasks(outcomes: Sequence[Outcome], resamples: int, seed: int) -> dict[str, Any]:
+    """`tasks`: figures of each task and model, with an interval of its rows' scores; `failed`: the rest, with reasons.
+
+    A safety check has rows under two names, what it is about and its control; each stands for itself.
+    """
+    tasks: dict[str, dict[str, Any]] = {}
+    for outcome in outcomes:
+        if outcome.reason:
+            continue
+        own = [row for row in outcome.rows if row.model]
+        for task in sorted({row.task for row in own} | ({outcome.task} if outcome.figures else set())):
+            scores = list(prompt_scores(row for row in own if row.task == task).values())
+            found = mean_interval(scores, resamples=resamples, seed=seed).as_dict() if scores else None
+            figures = {name: round(value, 6) for name, value in outcome.figures.items()}
+            of_it = figures if task == outcome.task else {}
+            tasks.setdefault(task, {})[outcome.model] = {"figures": of_it, "interval": found}
+    failed = [{"task": o.task, "model": o.model, "reason": o.reason} for o in outcomes if o.reason]
+    return {"tasks": tasks, "failed": failed}
+
+
 def flat(summary: Mapping[str, Any]) -> dict[str, float]:
     """The summary's single figures as `model_figure`, for the report."""
     found = {
@@ -81,6 +128,14 @@ def flat(summary: Mapping[str, Any]) -> dict[str, float]:
     }
     for name, interval in summary["differences"]["aligned-chat"].items():
         found |= {f"gain_{name}": interval["value"], f"gain_{name}_low": interval["low"]}
+    for task, models in summary["tasks"].items():
+        for model, outcome in models.items():
+            if outcome["interval"] is not None:
+                found[f"{model}_{task}"] = outcome["interval"]["value"]
+            found |= {f"{model}_{task}_{name}".replace(" ", "_"): value for name, value in outcome["figures"].items()}
+    for pair, won in summary["win_rates"].items():
+        found |= {f"win_rate_{pair}": won["raw"]["value"]}
+        found |= {f"win_rate_{pair}_length_controlled": won["length_controlled"]["value"]}
     return found | {name: float(count) for name, count in summary["counts"].items()}
 
 
@@ -104,7 +159,33 @@ def tables(summary: Mapping[str, Any]) -> dict[str, list[TableRow]]:
     ]
     order = list(TASKS)
     accuracies.sort(key=lambda row: order.index(str(row["task"])))
-    return {"accuracies": accuracies, "gain of aligned over chat": gains, "bits per byte": pages}
+    found = {"accuracies": accuracies, "gain of aligned over chat": gains, "bits per byte": pages}
+    return found | {name: rows for name, rows in _task_tables(summary).items() if rows}
+
+
+def _task_tables(summary: Mapping[str, Any]) -> dict[str, list[TableRow]]:
+    """Win rates, safety, tasks of the harness with their further figures, and what failed."""
+    won = [
+        _line(f"win rate{' at equal length' if kind == 'length_controlled' else ''}", pair.replace("-", " over "), of)
+        for pair, kinds in summary["win_rates"].items()
+        for kind, of in kinds.items()
+        if isinstance(of, Mapping)
+    ]
+    scores: dict[bool, list[TableRow]] = {True: [], False: []}
+    further: list[TableRow] = []
+    for task, models in summary["tasks"].items():
+        for model, outcome in models.items():
+            if outcome["interval"] is not None:
+                scores[task in SAFETY_TASKS].append(_line(SAFETY_TASKS.get(task, task), model, outcome["interval"]))
+            further += [
+                {"task": task, "model": model, "figure": name, "value of it": round(value, 4)}
+                for name, value in outcome["figures"].items()
+            ]
+    failed: list[TableRow] = [dict(row) for row in summary["failed"]]
+    return {
+        "win rates": won, "safety (1 is safe)": scores[True], "benchmarks": scores[False],
+        "figures of tasks": further, "tasks that were left out": failed,
+    }  # fmt: skip
 
 
 def _line(task: str, who: str, interval: Mapping[str, float]) -> TableRow:

@@ -34,6 +34,35 @@ class EvaluateConfig(Config):
     """Text samples per model shown in the report; the same prompts for every model."""
     sample_tokens: int = Field(default=80, ge=1)
     """Length of a text sample that continues a page, in tokens."""
+    data: str = ""
+    """Folder with evaluation sets (docs/evaluation.md names the files); empty: `heldout`. Only `heldout` is watched:
+    after a change elsewhere run `groundup run --force evaluate`."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness (extra `harness`): `local_*` for those whose files are in the data folder,
+    `generated_choice` and `generated_cloze` for the sets made here, or any of the harness's own by name."""
+    task_models: tuple[Literal["base", "chat", "aligned"], ...] = ("base", "aligned")
+    """Models that do these tasks."""
+    task_examples: int = Field(default=1000, ge=0)
+    """Documents of each task, evenly spread over it; 0: all."""
+    task_shots: int | None = Field(default=None, ge=0, le=64)
+    """Worked examples in each prompt; empty: the task's own number."""
+    task_seconds: float = Field(default=3600.0, gt=0.0)
+    """Processor time that a task, or a safety check, may take for one model, in seconds; by the clock six times as
+    much. One that takes longer is ended and reported, and the others go on."""
+    safety: tuple[Literal["refusal", "toxicity", "privacy"], ...] = ("refusal", "toxicity", "privacy")
+    """Safety checks to make."""
+    safety_prompts: int = Field(default=100, ge=1)
+    """Prompts of a safety check, evenly spread over its set, at most."""
+    safety_samples: int = Field(default=4, ge=1, le=64)
+    """Continuations of each opening, of which the most offensive counts."""
+    safety_tokens: int = Field(default=24, ge=1, le=1024)
+    """Length of an answer or continuation in a safety check, in tokens."""
+    privacy_documents: int = Field(default=200, ge=1)
+    """Training documents, and as many held-out ones, whose continuation the model might know word for word."""
+    privacy_prompt: int = Field(default=32, ge=1, le=4096)
+    """Tokens of a document that are shown, at most half the model's context."""
+    privacy_tokens: int = Field(default=16, ge=1, le=4096)
+    """Tokens that must follow word for word to count as given away, at most half the model's context."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of torch; 0: one for each core."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

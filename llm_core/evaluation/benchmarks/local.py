@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from llm_core.artifacts import sha256
 from llm_core.contract import BadInput
 
 WIKITEXT = "local_wikitext2"
@@ -67,6 +68,12 @@ def find(data: Path, file: str) -> Path | None:
     plain = file.removesuffix(".gz")
     names = (file, plain, Path(file).name, Path(plain).name)
     return next((data / name for name in names if (data / name).is_file()), None)
+
+
+def digests(files: Sequence[str], data: Path) -> dict[str, str]:
+    """SHA-256 of those of the files that are in the folder."""
+    found = {file: find(data, file) for file in files}
+    return {file: sha256(path) for file, path in sorted(found.items()) if path is not None}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from llm_core.data.dialogue import encode_prompt
 from llm_core.data.shards import Shards
 from llm_core.data.sources.problems import is_right
 from llm_core.evaluation import evaluate, problems, questions
+from llm_core.evaluation.benchmarks import local
 from llm_core.evaluation.benchmarks.docstrings import Choice, Cloze
 from llm_core.evaluation.perplexity import held_out_pages, page_bits_per_byte
 from llm_core.feedback.scorer import RewardModel, save_reward_model
@@ -28,6 +29,7 @@ from llm_core.release.gate import decide
 from llm_core.release.scores import read_scores
 from llm_core.settings.evaluate import EvaluateConfig
 
+SETS = Path(local.__file__).with_name("sets")
 SETTINGS = {
     "threads": 1, "answers": 2, "base_problems": 5, "max_new_tokens": 6, "bootstrap": 200, "sample_tokens": 8,
 }  # fmt: skip
@@ -52,9 +54,10 @@ def products(small_world: Any, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 def evaluated(products: dict[str, Path], folder: Path, heard: list[Event] | None = None, **settings: Any) -> Report:
     (folder / "scratch").mkdir()
+    (heldout := folder / "heldout").mkdir()
     return evaluate.run(
-        EvaluateConfig.model_validate(SETTINGS | settings), **products, out=folder / "scores",
-        scratch=folder / "scratch", emit=(heard if heard is not None else []).append,
+        EvaluateConfig.model_validate(SETTINGS | settings), **products, heldout=heldout, sets=SETS,
+        out=folder / "scores", scratch=folder / "scratch", emit=(heard if heard is not None else []).append,
     )  # fmt: skip
 
 
