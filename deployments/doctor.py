@@ -130,6 +130,8 @@ def _servers(project: Path) -> Iterator[Finding]:
             taken = servers.free_port(server.port) != server.port
             text = f"not running; port {server.port} is taken, another will be used" if taken else "not running"
             yield Finding(server.name, "ok", text, "groundup up")
+    if servers.WORKER.name in up and not servers.keeps(project):
+        yield Finding("keeper", "warning", "not running: what dies is not started again", "groundup up")
 
 
 def _hub() -> Finding:

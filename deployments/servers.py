@@ -109,6 +109,11 @@ def running(project: Path) -> dict[str, str]:
     return {server.name: _state(project, server)["url"] for server in ALL if server.port and _running(project, server)}
 
 
+def keeps(project: Path) -> bool:
+    """Whether the keeper is at work."""
+    return _running(project, KEEPER) is not None
+
+
 def ensure_worker(project: Path) -> str:
     """Start the worker that takes runs from the work pool, the voting page and the keeper; the servers must run.
 

@@ -7,6 +7,7 @@ says.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -32,13 +33,36 @@ def _blank_form(config: type[BaseModel], name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for key, info in config.model_fields.items():
         kind = _kind(info, f"{name}{key.title()}")
-        about = " ".join((info.description or _first_line(info.annotation)).split())
+        about = " ".join((info.description or _first_line(info.annotation)).split()) + _range(info)
         fields[key] = (
             kind | _BLANK,
-            Field(default=None, title=key, description=f"{about} Blank: as in params.yaml."),
+            Field(
+                default=None,
+                title=key,
+                description=f"{about} Blank: as in params.yaml.",
+                json_schema_extra=_say_no_default,
+            ),
         )
     doc = " ".join((config.__doc__ or "").split()).partition(". ")[0]
     return create_model(name, __config__=ConfigDict(extra="forbid"), __doc__=doc, **fields)
+
+
+def _say_no_default(schema: dict[str, Any]) -> None:
+    """A default that is null would be sent for each blank field as soon as one is filled, and then be refused."""
+    schema.pop("default", None)
+
+
+def _range(info: FieldInfo) -> str:
+    """The field's bounds in words, where its own text does not name them: Prefect's page does not show bounds."""
+    words = []
+    for name, word in (("gt", "above"), ("ge", "from"), ("lt", "below"), ("le", "up to")):
+        for bound in (getattr(part, name, None) for part in info.metadata):
+            if bound is not None:
+                words.append((f"{word} {bound:g}" if abs(bound) < 1e6 else f"{word} {bound:,}", f"{bound:g}"))
+    said = (info.description or "").replace(",", "")
+    if not words or all(re.search(rf"(?<![\d.]){re.escape(bound)}(?![\d.]*\d)", said) for _, bound in words):
+        return ""
+    return f" Range: {', '.join(text for text, _ in words)}."
 
 
 def _kind(info: FieldInfo, name: str) -> Any:
@@ -46,7 +70,9 @@ def _kind(info: FieldInfo, name: str) -> Any:
     kind = _without_none(info.annotation)
     if isinstance(kind, type) and issubclass(kind, Config):
         return _blank_form(kind, name)
-    if kind in (bool, int, float, str) or get_origin(kind) is typing.Literal:
+    if kind is bool:  # a switch could not be left blank: the page would send `false` for it
+        return Annotated[bool, WithJsonSchema({"enum": [True, False]})]
+    if kind in (int, float, str) or get_origin(kind) is typing.Literal:
         return Annotated[(kind, *info.metadata)] if info.metadata else kind
     if kind is Path:
         return str
@@ -79,7 +105,8 @@ def _settings_form() -> type[BaseModel]:
     for section, config in SECTIONS.items():
         about = " ".join((config.__doc__ or "").split())
         form = _blank_form(config, section.title()) | _BLANK
-        sections[section] = (form, Field(default=None, title=section, description=about))
+        about_blank: dict[str, Any] = {"title": section, "description": about, "json_schema_extra": _say_no_default}
+        sections[section] = (form, Field(default=None, **about_blank))
     doc = "Sections of params.yaml; a field left blank keeps what it says."
     return create_model("Settings", __config__=ConfigDict(extra="forbid"), __doc__=doc, **sections)
 
@@ -97,7 +124,12 @@ Stages = Annotated[tuple[str, ...], _about("Only these stages and what they need
 Forced = Annotated[tuple[str, ...], _about("Stages that run even if they are fresh.", **_VERBS)]
 Preset = Annotated[
     str | None,
-    _about(f"A file of presets/, laid over params.yaml. Blank: none. {_ABOUT_PRESETS}", enum=list(_PRESETS)),
+    WithJsonSchema(  # null is a choice, and no type is said: the page sends null for what was left blank
+        {
+            "enum": [*_PRESETS, None],
+            "description": f"A file of presets/, laid over params.yaml. Blank: none. {_ABOUT_PRESETS}",
+        }
+    ),
 ]
 if typing.TYPE_CHECKING:
     Settings = Mapping[str, Any] | None

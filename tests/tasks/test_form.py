@@ -36,6 +36,19 @@ def test_bounds_and_choices_are_the_settings_own(schema: dict[str, Any]) -> None
     assert "tiny" in schema["properties"]["preset"]["enum"]
 
 
+def test_every_bound_can_be_read(schema: dict[str, Any]) -> None:
+    """The page checks bounds without showing them, so each stands in the field's text."""
+    checked = 0
+    for name, form in schema["definitions"].items():
+        for key, about in form["properties"].items():
+            for bound in (about[kind] for kind in ("minimum", "maximum") if kind in about):
+                text = about["description"].replace(",", "")
+                assert f"{bound:g}" in text or str(bound) in text, f"{name}.{key}: {bound} is not in {text!r}"
+                checked += 1
+    assert checked > 100
+    assert "Range: above 0, up to 10." in schema["definitions"]["Align"]["properties"]["beta"]["description"]
+
+
 def test_nothing_must_be_filled_in(schema: dict[str, Any]) -> None:
     assert not schema.get("required")
     assert not any(form.get("required") for form in schema["definitions"].values())
