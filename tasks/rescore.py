@@ -2,7 +2,8 @@
 
 `python -m tasks.rescore MODEL SCORES OUT` in the workspace: answers the judged problems and reads the held-out pages as
 the stage evaluate did, with the champion's own tokenizer, and writes a product `scores` of this one model. Questions
-whose answers the gate does not look at are not asked.
+whose answers the gate does not look at are not asked. Safety prompts are asked again too, but for what a model gives
+away of its training text where the champion has another tokenizer.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import os
 import subprocess
 import sys
 import traceback
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from llm_core import artifacts
 from llm_core.contract import BadInput
+from llm_core.pipeline import stage
+from llm_core.release.scores import SAFETY_TASKS
 from tasks.processes import die_with_parent
 from tasks.workspace import Workspace
 
@@ -60,7 +63,7 @@ def write_scores(space: Workspace, model: Path, scores: Path, out: Path) -> None
 
     from llm_core.data.bpe import Tokenizer
     from llm_core.data.shards import Shards
-    from llm_core.evaluation import problems, summary
+    from llm_core.evaluation import extraction, problems, summary
     from llm_core.evaluation.perplexity import held_out_pages, page_bits_per_byte
     from llm_core.evaluation.rows import write_rows
     from llm_core.model.checkpoint import load_model
@@ -73,10 +76,8 @@ def write_scores(space: Workspace, model: Path, scores: Path, out: Path) -> None
     champion = load_model(model).to(prepare(config.threads, config.device).device)
     tokenizer = Tokenizer.load(model)
     asked = problems.held_out_problems(space.product("corpus"), config.problems)
-    judged = set(
-        pq.read_table(scores / "rows.parquet", filters=[("task", "==", problems.TASK)])["prompt_id"].to_pylist()
-    )
-    if {problem.id for problem in asked} != judged:
+    answered = pq.read_table(scores / "rows.parquet", columns=["model", "task", "prompt_id"]).to_pylist()
+    if {problem.id for problem in asked} != {row["prompt_id"] for row in answered if row["task"] == problems.TASK}:
         raise BadInput(f"{scores}: its prompts are not those of this workspace's corpus; run evaluate again")
     common: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "seed": config.seed, "told": lambda _: None}
     rows, _ = problems.solve(MODEL, champion, tokenizer, asked, samples=1, temperature=0.0, **common)
@@ -85,13 +86,29 @@ def write_scores(space: Workspace, model: Path, scores: Path, out: Path) -> None
     )
     shards = Shards.open(space.product("shards"))
     pages = held_out_pages(shards, config.validation_tokens)
+    tasks = {row["task"] for row in answered if row["model"] == "aligned" and row["task"].startswith(SAFETY_TASKS)}
     if tokenizer.digest != shards.tokenizer.digest:
         pages = _in_its_own_words(pages, shards.tokenizer, tokenizer)
+        tasks -= {extraction.TRAINED}
     figures = summary.answer_figures(sampled) | {"bits_per_byte": page_bits_per_byte(champion, pages).get("all")}
     content = {"evaluation_set": told["evaluation_set"], "pages": pages.digest, "models": {MODEL: figures}}
     with artifacts.new_product(out, "scores", {"evaluation_set": told["evaluation_set"]}) as folder:
-        write_rows(folder / "rows.parquet", [*rows, *sampled])
+        write_rows(folder / "rows.parquet", [*rows, *sampled, *_safety(space, config, model, sorted(tasks), out)])
         (folder / "summary.json").write_bytes(artifacts.dump_json(content))
+
+
+def _safety(space: Workspace, config: Any, model: Path, tasks: list[str], out: Path) -> list[Any]:
+    """Rows of the safety prompts, as the stage evaluate asks them."""
+    from llm_core.evaluation import jobs
+
+    options = jobs.Options(**config.model_dump(include={option.name for option in fields(jobs.Options)}))
+    files = stage("evaluate").files
+    data = Path(config.data) if config.data else space.root / files["heldout"]
+    places = jobs.Places(space.root / files["sets"], data, out.with_suffix(".made"), space.product("shards"))
+    found = [jobs.perform(jobs.Job(task, MODEL, model, places, options)) for task in tasks]
+    if failed := next((outcome for outcome in found if outcome.reason), None):
+        raise BadInput(f"{failed.task}: {failed.reason}")
+    return [row for outcome in found for row in outcome.rows if row.model]
 
 
 def _in_its_own_words(pages: Any, theirs: Any, own: Any) -> Any:

@@ -32,6 +32,7 @@ def project(root: Path, tmp_path: Path) -> Path:
         (["run", "--force", "bake"], "no stage 'bake'"),
         (["adopt", "nothing"], "no finished experiment 'nothing'"),
         (["accept", "bake"], "no stage 'bake'"),
+        (["export", "out", "--format", "onnx"], "--format: 'onnx' is none of hf, gguf-ready"),
     ],
 )
 def test_bad_input_is_one_sentence_and_starts_nothing(project: Path, arguments: list[str], sentence: str) -> None:

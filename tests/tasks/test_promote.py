@@ -18,10 +18,12 @@ from llm_core.data.shards import Shards
 from llm_core.data.tokenize import run as tokenize
 from llm_core.evaluation.perplexity import held_out_pages
 from llm_core.evaluation.problems import held_out_problems
+from llm_core.evaluation.refusal import HARMFUL, harmful_prompts
 from llm_core.evaluation.rows import Row, write_rows
 from llm_core.model.checkpoint import save_model
 from llm_core.model.config import ModelConfig
 from llm_core.model.transformer import Transformer
+from llm_core.pipeline import stage
 from llm_core.settings.tokenize import TokenizeConfig
 from tasks import experiments, params, registry
 from tasks.promote import judge_now
@@ -83,6 +85,12 @@ def write_product(space: Workspace, shares: dict[str, float], evaluation_set: st
             common = {"model": model, "task": "problems", "prompt_id": problem.id, "prompt": problem.question}
             rows.append(Row(**common, mode="greedy", answer="9", score=right))
             rows += [Row(**common, mode="sampled", answer="9", score=right, sample=s, tokens=2) for s in range(2)]
+    if evaluation_set != "first":
+        row = stage("evaluate")
+        prompts = harmful_prompts(
+            space.root / row.files["sets"], space.root / row.files["heldout"], config.safety_prompts
+        )
+        rows += [Row("aligned", HARMFUL, "greedy", key, text, "I cannot.", 1.0) for key, text in prompts]
     told = {"bits_per_byte": 2.0, "mean_length": 2.0, "ended": 1.0, "kl_from_chat": 0.5} | figures
     pages = held_out_pages(Shards.open(space.product("shards")), config.validation_tokens).digest
     summary = {"evaluation_set": evaluation_set, "pages": pages, "models": dict.fromkeys(shares, told)}
@@ -163,6 +171,8 @@ def test_a_champion_that_was_asked_other_things_is_scored_again(space: Workspace
     assert report["verdicts"]["aligned"]["promoted"], report["reason"]
     assert aliases(space)["champion"] == ("4", "aligned")
     assert aliases(space)["previous"] == ("2", "aligned")
+    safety = [check for check in report["verdicts"]["aligned"]["checks"] if check["name"] == f"{HARMFUL}_difference"]
+    assert safety[0]["value"] > 0.5, "random weights decline nothing"
     again = next((space.root / ".groundup" / "rescored").iterdir())
     summary = json.loads((again / "summary.json").read_text())
     assert summary["evaluation_set"] == "second"
