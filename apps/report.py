@@ -38,6 +38,9 @@ SETTINGS_THAT_MATTER = {
 
 DRAWN_APART = {("clean", "funnel"), ("clean", "reasons")}
 CORPUS = ("documents", "dialogues", "preferences")
+RATERS = {"person": "votes by people", "simulated": "votes by the simulated rater", "dataset": "pairs of a dataset"}
+SHOWN_AT_MOST = 300
+"""Rows of a table that the page shows; the report's file holds all."""
 
 Reports = Mapping[str, Mapping[str, Any]]
 
@@ -77,7 +80,7 @@ def render(space: Workspace, reports: Reports, verdict: Mapping[str, Any], state
         reports=reports,
         key_figures=key_figures(reports),
         funnel=funnel(reports),
-        tables={verb: [views.view(views.words(title), rows) for title, rows in report["tables"].items()
+        tables={verb: [views.view(views.words(title), rows[:SHOWN_AT_MOST]) for title, rows in report["tables"].items()
                        if rows and (verb, title) not in DRAWN_APART]
                 for verb, report in reports.items()},
         charts={verb: _charts(verb, report) for verb, report in reports.items()},
@@ -143,6 +146,7 @@ def key_figures(reports: Reports) -> list[Figure]:
         ("bits per byte", metric("pretrain", "bits_per_byte"), "base model, held-out pages"),
     ]
     figures = [Figure(label, views.number(value), note) for label, value, note in found if value is not None]
+    figures += [Figure(label, f"{count:,}", "made the aligned model") for label, count in feedback(reports)]
     scores = [(f"{model}: problems solved", f"{model}_greedy_accuracy", "held out, greedy") for model in MODELS[1:]]
     scores.append(("chat: true answer of four", "chat_choice_accuracy", "held-out docstrings"))
     for label, name, note in scores:
@@ -152,6 +156,14 @@ def key_figures(reports: Reports) -> list[Figure]:
         figures.append(Figure("time in stages", views.duration(sum(run["seconds"] for run in runs))))
         figures.append(Figure("largest process", f"{max(run['peak_rss_mb'] for run in runs):,.0f} MB"))
     return figures
+
+
+def feedback(reports: Reports) -> list[tuple[str, int]]:
+    """Whose votes the reward and the aligned model learned from, and how many."""
+    counts: dict[str, int] = {}
+    for row in reports.get("collect", {}).get("tables", {}).get("votes", []):
+        counts[row["rater"]] = counts.get(row["rater"], 0) + int(row["votes"])
+    return [(RATERS.get(rater, rater), count) for rater, count in sorted(counts.items())]
 
 
 def funnel(reports: Reports) -> list[tuple[str, tuple[views.Bar, ...]]]:

@@ -124,7 +124,8 @@ def _votes(history: History, chain: list[Made]) -> Row | None:
         return None
     rows = _table(files, "pairs.parquet")
     raters = Counter(row["rater"] for row in rows)
-    return {"raters": dict(raters), "traces": sorted({row["id"] for row in rows if row["rater"] == "people"})}
+    traces = {row["id"].partition(":")[0] for row in rows if row["rater"] == "person"}
+    return {"raters": dict(raters), "traces": sorted(traces)}
 
 
 def _of_document(history: History, target: str) -> Row:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,3 +47,25 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[
     servers.ensure(folder)
     yield space
     servers.stop(folder)
+
+
+@pytest.fixture(scope="session")
+def voting_project(workspace: Workspace, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A project of its own with a chat model of seconds and an empty votes file; it uses the session's servers."""
+    folder = tmp_path_factory.mktemp("voting")
+    small = {
+        "pretrain": {"steps": 12, "evaluate_every": 6},
+        "sft": {"steps": 24, "evaluate_every": 12},
+        "collect": {"min_votes": 3, "min_seconds": 0, "validation_share": 0.3},
+        "evaluate": {"problems": 20, "base_problems": 5, "choices": 8, "cloze": 8, "bootstrap": 100},
+    }
+    tiny = params.overlay(params.read(root / "params.yaml"), params.read(root / "presets" / "tiny.yaml"))
+    content = params.dump(params.overlay(tiny, small))
+    space = experiments.make_workspace(root, folder, content, cache=folder / ".dvc" / "cache")
+    (folder / "feedback").unlink()  # a link to the project's: votes of a test stay in the test
+    (folder / "feedback").mkdir()
+    (folder / "feedback" / "votes.jsonl").touch()
+    command = [sys.executable, "-m", "flows.cli", "run", "sft"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return space

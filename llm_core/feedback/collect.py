@@ -59,6 +59,7 @@ def run(
     if usable >= config.min_votes:
         votes = [made for vote in sifted.kept for made in _from_person(vote, config)]
         figures["people_edits"] = len(votes) - len(sifted.kept)
+        tables["people"] = [{"trace": v.id, "rater": v.rater, "preference": v.preference} for v in sifted.kept]
     else:
         why = f"{usable} usable clear votes by people ({_left_out(sifted)}), {config.min_votes} are needed"
         emit(Note(f"{why}: the simulated rater votes"))
@@ -100,13 +101,13 @@ def _from_person(vote: PersonVote, config: CollectConfig) -> Iterable[Vote]:
     prompt = [{"role": message.role, "content": message.content} for message in vote.prompt]
     group = prompt_text(prompt)
     held = (text_id(group), split_of(group, config.validation_share), "people")
-    key = text_id(vote.id, vote.rater)
+    key = f"{vote.id}:{vote.rater}"  # so that every model's lineage names the votes that made it
     yield Vote(key, prompt, vote.answer_a, vote.answer_b, vote.preference, "person", None, *held)
     side = vote.edited_of or ("b" if vote.preference == "b" else "a")
     original = vote.answer_b if side == "b" else vote.answer_a
     if vote.edited.strip() and vote.edited != original:
         sides = _sides(text_id(key, "edited"), vote.edited, original)
-        yield Vote(text_id(key, "edited"), prompt, *sides, "person", None, *held)
+        yield Vote(f"{key}:edited", prompt, *sides, "person", None, *held)
 
 
 def _sides(key: str, chosen: str, rejected: str) -> tuple[str, str, Preference]:
