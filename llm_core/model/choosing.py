@@ -81,12 +81,14 @@ class Picker:
         plain_BV = self.scores(logits_BV)
         scores_BV = plain_BV
         if self.penalised and seen_BV is not None:
-            factor_BV = torch.where((logits_BV < 0), self.penalty, 1 / self.penalty)
+            factor_BV = torch.where(logits_BV < 0, self.penalty, 1 / self.penalty)
             scores_BV = self.scores(torch.where(seen_BV, logits_BV * factor_BV, logits_BV))
         most_B1 = plain_BV.amax(dim=1, keepdim=True)
         weights_BV = (plain_BV - most_B1).exp_()
         pieces_BP = _pieces(weights_BV).sum(-1)
         total_B = pieces_BP.sum(-1)
+        if not bool(torch.isfinite(total_B).all()):
+            raise BadInput("model: its logits are not finite numbers, so there is nothing to sample from")
         if self.all_greedy:
             chosen_B = scores_BV.argmax(dim=1)
         else:
@@ -98,8 +100,6 @@ class Picker:
             if self.any_greedy:
                 chosen_B = torch.where(self.greedy, scores_BV.argmax(dim=1), chosen_B)
         logprob_B = plain_BV.gather(1, chosen_B[:, None])[:, 0] - most_B1[:, 0] - total_B.log()
-        if not bool(torch.isfinite(total_B).all()):
-            raise BadInput("model: its logits are not finite numbers, so there is nothing to sample from")
         return chosen_B, logprob_B
 
     def truncated(self, scores_BV: Tensor) -> Tensor:

@@ -55,9 +55,15 @@ class Decoder:
     """
 
     def __init__(self, model: Transformer, dtype: torch.dtype | None = None) -> None:
-        self.config = model.config
+        self.config = config = model.config
         self.weights = fold(model, dtype)
         self.device, self.dtype = self.weights.embedding.device, self.weights.head.dtype
+        self.turning = config.heads + config.kv_heads
+        self.floor = self._floor(config.width)
+        self.head_floor = self._floor(config.head_size)
+
+    def _floor(self, width: int) -> Tensor:
+        return torch.tensor((width * self.config.norm_eps) ** 0.5, device=self.device, dtype=self.dtype)
 
     def new_rows(self) -> Rows:
         """An empty cache."""
@@ -97,14 +103,17 @@ class Decoder:
         bias = torch.zeros(hidden_BS.shape, device=self.device, dtype=self.dtype).masked_fill_(hidden_BS, -torch.inf)
         bias = bias[:, None].expand(batch, heads, used).reshape(batch * heads, 1, used)
 
+        count = self.config.layers
+        stored = [rows.keys.view(count, -1, size).unbind(), rows.values.view(count, -1, size).unbind()]
+        by_head = (count, batch * heads, slots, size)
+        keys = rows.keys[:, :batch].view(by_head)[:, :, :used].transpose(2, 3).unbind()
+        values = rows.values[:, :batch].view(by_head)[:, :, :used].unbind()
+
         def mix(layer: int, query_BHE: Tensor, key_BKE: Tensor, value_BKE: Tensor) -> Tensor:
-            keys, values = rows.keys[layer], rows.values[layer]
-            keys.view(-1, size).index_copy_(0, index, key_BKE.reshape(-1, size))
-            values.view(-1, size).index_copy_(0, index, value_BKE.reshape(-1, size))
-            keys = keys[:batch].view(batch * heads, slots, size)[:, :used]
-            values = values[:batch].view(batch * heads, slots, size)[:, :used]
-            scores = torch.baddbmm(bias, query_BHE.reshape(batch * heads, -1, size), keys.transpose(1, 2))
-            return torch.bmm(scores.softmax(-1), values).view(batch, -1)
+            stored[0][layer].index_copy_(0, index, key_BKE.reshape(-1, size))
+            stored[1][layer].index_copy_(0, index, value_BKE.reshape(-1, size))
+            scores = torch.baddbmm(bias, query_BHE.reshape(batch * heads, -1, size), keys[layer])
+            return torch.bmm(torch.softmax(scores, -1), values[layer]).view(batch, -1)
 
         return self._logits(self._blocks(tokens_B, positions_B, mix))
 
@@ -116,7 +125,7 @@ class Decoder:
         if self.weights.places is not None:
             x_ND = x_ND + self.weights.places[positions_N]
         x_ND = x_ND.to(self.dtype)
-        start_ND = x_ND = self._normed(x_ND) if self.weights.mixes else x_ND
+        start_ND = x_ND = self._normed(x_ND) * self.config.width**0.5 if self.weights.mixes else x_ND
         for index, layer in enumerate(self.weights.layers):
             if self.weights.mixes:
                 residual, embedded = self.weights.mixes[index]
@@ -128,20 +137,19 @@ class Decoder:
         self, index: int, layer: Layer, x_ND: Tensor, tokens_N: Tensor, turn_N1E: Tensor | None, mix: Mix
     ) -> Tensor:
         normed_ND = self._normed(x_ND)
-        config = self.config
-        joined = F.linear(normed_ND, layer.attention_in, layer.attention_in_bias)
-        joined = joined.view(len(x_ND), config.heads + 2 * config.kv_heads, config.head_size)
-        turned, value = joined[:, : config.heads + config.kv_heads], joined[:, config.heads + config.kv_heads :]
+        turning, heads, size = self.turning, self.config.heads, self.config.head_size
+        joined = _times(normed_ND, layer.attention_in, layer.attention_in_bias).view(len(x_ND), -1, size)
+        turned, value = joined[:, :turning], joined[:, turning:]
         if layer.value_gate is not None and layer.value_table is not None:
             gate = 2 * torch.sigmoid(F.linear(normed_ND[:, : layer.value_gate.shape[1]], layer.value_gate))
             value = value + gate[..., None] * F.embedding(tokens_N, layer.value_table).view(value.shape)
         if layer.head_scale is not None:
-            turned = F.rms_norm(turned, (config.head_size,), None, config.norm_eps) * layer.head_scale
+            turned = _rms_normed(turned, self.head_floor).mul_(layer.head_scale)
         if turn_N1E is not None:
             turned = _turned(turned, turn_N1E)
-        query, key = turned[:, : config.heads], turned[:, config.heads :]
-        x_ND = _added(x_ND, mix(index, query, key, value), layer.attention_out, layer.attention_out_bias)
-        inner = F.linear(self._normed(x_ND), layer.forward_in, layer.forward_in_bias)
+        mixed_ND = mix(index, turned[:, :heads], turned[:, heads:], value)
+        x_ND = _added(x_ND, mixed_ND, layer.attention_out, layer.attention_out_bias)
+        inner = _times(self._normed(x_ND), layer.forward_in, layer.forward_in_bias)
         return _added(x_ND, self._bent(inner), layer.forward_out, layer.forward_out_bias)
 
     def _bent(self, inner: Tensor) -> Tensor:
@@ -153,24 +161,36 @@ class Decoder:
         return F.gelu(inner, approximate="tanh" if self.config.architecture == "gpt2" else "none")
 
     def _normed(self, x_ND: Tensor) -> Tensor:
+        """RMSNorm less the factor sqrt(D), which stands in the weights, or LayerNorm."""
         if self.config.rotary:
-            normed: Tensor = F.rms_norm(x_ND, x_ND.shape[-1:], None, self.config.norm_eps)
-            return normed
+            return _rms_normed(x_ND, self.floor)
         return F.layer_norm(x_ND, x_ND.shape[-1:], eps=self.config.norm_eps)
 
     def _logits(self, x_ND: Tensor) -> Tensor:
-        logits = F.linear(self._normed(x_ND), self.weights.head, self.weights.head_bias).float()
+        logits = _times(self._normed(x_ND), self.weights.head, self.weights.head_bias).float()
         cap = self.config.softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
 
+def _rms_normed(x: Tensor, floor: Tensor) -> Tensor:
+    """x / sqrt(sum(x^2) + floor^2): one short operation after another, on a CPU half the time of `F.rms_norm`."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.hypot(length, floor)
+
+
+def _times(x_ND: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(x_ND, matrix) if bias is None else torch.addmm(bias, x_ND, matrix)
+
+
 def _added(x_ND: Tensor, entering: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """x + entering @ matrix.T + bias."""
-    x_ND = torch.addmm(x_ND, entering, matrix.t())
+    """x + entering @ matrix + bias."""
+    x_ND = torch.addmm(x_ND, entering, matrix)
     return x_ND if bias is None else x_ND.add_(bias)
 
 
 def _turned(x_NHE: Tensor, turn_N1E: Tensor) -> Tensor:
     """Turn the pairs that lie side by side by their position's angle."""
-    pairs = torch.view_as_complex(x_NHE.float().view(*x_NHE.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn_N1E).flatten(-2).to(x_NHE.dtype)
+    if x_NHE.dtype != torch.float32:
+        return _turned(x_NHE.float(), turn_N1E).to(x_NHE.dtype)
+    pairs = torch.view_as_complex(x_NHE.view(*x_NHE.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn_N1E).view(x_NHE.shape)

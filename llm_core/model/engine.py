@@ -129,6 +129,7 @@ class Engine:
         self.queue.append(row)
         return row.handle
 
+    @torch.inference_mode()
     def remove(self, handle: int) -> None:
         """Drop a request, waiting or under way; one that has ended, or never was, is ignored."""
         self.queue = deque(row for row in self.queue if row.handle != handle)

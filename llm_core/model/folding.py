@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_core.model.attention import Attention
+from llm_core.model.attention import Attention, RMSNorm
 from llm_core.model.config import ModelConfig
 from llm_core.model.lora import LoraLinear
 from llm_core.model.transformer import Transformer
@@ -24,10 +24,10 @@ from llm_core.model.transformer import Transformer
 
 @dataclass(slots=True)
 class Layer:
-    """One block: matrices [out, in] and their biases."""
+    """One block: matrices [in, out] and their biases."""
 
     attention_in: Tensor
-    """Query, key and value heads [(H + 2 K) * E, D]."""
+    """Query, key and value heads [D, (H + 2 K) * E]."""
     attention_in_bias: Tensor | None
     head_scale: Tensor | None
     """Weights of the norms on query and key heads [H + K, E], where the architecture has them."""
@@ -55,7 +55,7 @@ class Folded:
     """speedrun: what each layer multiplies its input and the embedding with."""
     layers: list[Layer]
     head: Tensor
-    """[V, D], with the final norm's weight."""
+    """[D, V], with the final norm's weight."""
     head_bias: Tensor | None
 
 
@@ -93,7 +93,7 @@ def _layer(model: Transformer, index: int, dtype: torch.dtype) -> Layer:
         *_cast(*_joined([attention.o_proj]), dtype=dtype),
         *_cast(*_with_norm(block.post_attention_layernorm, *_joined(enters)), dtype=dtype),
         *_cast(*_joined([forward.down_proj]), dtype=dtype),
-        attention.value_gate.weight.detach().to(dtype) if extra else None,
+        (attention.value_gate.weight.detach() * config.width**0.5).to(dtype) if extra else None,
         body.embed_values[str(index)].weight.detach().to(dtype) if extra else None,
     )
 
@@ -122,6 +122,7 @@ def _head_scale(attention: Attention, config: ModelConfig, dtype: torch.dtype) -
         (attention.k_norm, config.kv_heads, 1.0),
     ):
         weight = torch.ones(config.head_size, device=device) if norm.weight is None else norm.weight.detach()
+        factor *= config.head_size**0.5  # the decoder's norm leaves it out
         rows.append((factor * _side_by_side(weight, 0, config)).expand(heads, -1))
     return torch.cat(rows).to(dtype)
 
@@ -151,8 +152,11 @@ def _with_norm(norm: nn.Module, matrix: Tensor, bias: Tensor | None) -> tuple[Te
     if isinstance(shift, Tensor):
         shifted = matrix @ shift.detach()
         bias = shifted if bias is None else bias + shifted
+    if isinstance(norm, RMSNorm):
+        matrix = matrix * matrix.shape[1] ** 0.5  # the decoder's norm leaves it out
     return (matrix * weight.detach() if isinstance(weight, Tensor) else matrix), bias
 
 
 def _cast(matrix: Tensor, bias: Tensor | None, *, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    return matrix.to(dtype), None if bias is None else bias.to(dtype)
+    """`matrix` [out, in] as it is multiplied with, a view [in, out]."""
+    return matrix.to(dtype).t(), None if bias is None else bias.to(dtype)
