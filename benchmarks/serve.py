@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from benchmarks.measuring import ROOT, save, where
@@ -62,13 +63,14 @@ def make_model(folder: Path, kind: str) -> Path:
 
 
 @contextmanager
-def serving(model: Path) -> Iterator[int]:
-    """`groundup serve` in a process of its own; its port."""
+def serving(model: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """`groundup serve` in a process of its own; its port, and the process."""
     command = [sys.executable, "-m", "flows.cli", "serve", "--model", str(model), "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        yield int(process.stdout.readline().partition("http://127.0.0.1:")[2].partition("/")[0])
+        port = int(process.stdout.readline().partition("http://127.0.0.1:")[2].partition("/")[0])
+        yield port, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(60)
@@ -86,7 +88,7 @@ class Answer:
 async def ask(port: int, seed: int, tokens: int, first: asyncio.Event | None = None) -> Answer:
     """One streamed completion; `first` is set when its first token is there."""
     body = json.dumps(
-        {"model": "groundup", "prompt": WORDS, "max_tokens": tokens, "seed": seed, "stream": True,
+        {"model": "groundup", "prompt": WORDS, "max_tokens": tokens, "seed": seed, "stream": True, "ignore_eos": True,
          "stream_options": {"include_usage": True}}
     )  # fmt: skip
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -111,24 +113,29 @@ async def ask(port: int, seed: int, tokens: int, first: asyncio.Event | None = N
     return Answer(first_s, all_s, usage["completion_tokens"])
 
 
-async def rate(port: int, *, at_once: bool) -> float:
-    """Tokens a second of the 16 answers."""
+async def rate(port: int, *, at_once: bool) -> tuple[float, int]:
+    """(tokens a second of the 16 answers, tokens)."""
     began = time.perf_counter()
     if at_once:
         answers = await asyncio.gather(*(ask(port, seed, TOKENS) for seed in range(STREAMS)))
     else:
         answers = [await ask(port, seed, TOKENS) for seed in range(STREAMS)]
-    return sum(answer.tokens for answer in answers) / (time.perf_counter() - began)
+    tokens = sum(answer.tokens for answer in answers)
+    return tokens / (time.perf_counter() - began), tokens
 
 
 def measure_throughput(model: Path, rounds: int) -> dict[str, Any]:
     """One after another, and at once."""
     found: dict[str, list[float]] = {"one_after_another": [], "at_once": []}
-    with serving(model) as port:
+    costs: dict[str, list[float]] = {name: [] for name in found}
+    with serving(model) as (port, process):
         asyncio.run(rate(port, at_once=True))
         for _ in range(rounds):
             for name, rates in found.items():
-                rates.append(asyncio.run(rate(port, at_once=name == "at_once")))
+                before = cpu_seconds(process)
+                speed, tokens = asyncio.run(rate(port, at_once=name == "at_once"))
+                rates.append(speed)
+                costs[name].append(1000 * (cpu_seconds(process) - before) / tokens)
     medians = {name: statistics.median(rates) for name, rates in found.items()}
     return {
         "streams": STREAMS,
@@ -136,7 +143,14 @@ def measure_throughput(model: Path, rounds: int) -> dict[str, Any]:
         "tokens_per_s": {name: round(value, 1) for name, value in medians.items()},
         "all_tokens_per_s": {name: [round(value, 1) for value in rates] for name, rates in found.items()},
         "at_once_over_one_after_another": round(medians["at_once"] / medians["one_after_another"], 2),
+        "server_cpu_ms_per_token": {name: round(statistics.median(values), 3) for name, values in costs.items()},
     }
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU seconds that a process has used, all its threads."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 async def first_tokens(port: int, rounds: int) -> list[float]:
@@ -159,7 +173,7 @@ async def first_tokens(port: int, rounds: int) -> list[float]:
 
 def measure_first_token(model: Path, rounds: int) -> dict[str, Any]:
     """The median, the slowest, and all."""
-    with serving(model) as port:
+    with serving(model) as (port, _):
         asyncio.run(rate(port, at_once=True))
         found = [1000 * value for value in asyncio.run(first_tokens(port, rounds))]
     return {

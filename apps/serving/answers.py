@@ -11,12 +11,7 @@ from typing import Any, Protocol
 from apps.serving.served import Served
 from apps.serving.transcript import LOWEST, Delta, Scored, Transcript
 
-
-def event(content: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 DONE = b"data: [DONE]\n\n"
 
 
@@ -47,6 +42,7 @@ class Envelope:
             "model": model,
             "system_fingerprint": served.fingerprint,
         }
+        self._start = "data: " + encode({**self._head, "object": form.part})[:-1] + ","
 
     def response(self, choices: list[dict[str, Any]], transcripts: Sequence[Transcript]) -> dict[str, Any]:
         """The whole response."""
@@ -54,7 +50,7 @@ class Envelope:
 
     def event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         """One event of a stream."""
-        return event({**self._head, "object": self.form.part, "choices": choices, **more})
+        return (self._start + encode({"choices": choices, **more})[1:] + "\n\n").encode()
 
     def usage(self, transcripts: Sequence[Transcript]) -> dict[str, int]:
         """Counts of tokens; each prompt counts once."""

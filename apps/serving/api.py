@@ -100,10 +100,7 @@ async def _whole(envelope: Envelope, found: Found) -> dict[str, Any]:
     async with aclosing(found):  # type: ignore[type-var]
         async for news, transcripts in found:  # noqa: B007 - the last ones are used below
             for row, delta in news:
-                so_far = whole.setdefault(row, Delta())
-                so_far.text += delta.text
-                so_far.scored += delta.scored
-                so_far.finish = delta.finish
+                whole.setdefault(row, Delta()).add(delta)
     choices = [envelope.form.choice(row, whole[row], whole=True) for row in sorted(whole)]
     return envelope.response(choices, transcripts)
 

@@ -63,14 +63,15 @@ async def deltas(
             if first:
                 metrics.first_token.observe(time.monotonic() - job.began)
                 first = False
-            found = []
-            for row, token in drawn:
+            found: dict[int, Delta] = {}
+            for row, token in drawn:  # several of a row, if the loop was busy: they leave as one event
                 if not transcripts[row].finish:
-                    found.append((row, transcripts[row].take(token.token, token.logprob, token.top, token.finished)))
-                    if found[-1][1].finish:
+                    delta = transcripts[row].take(token.token, token.logprob, token.top, token.finished)
+                    found.setdefault(row, Delta()).add(delta)
+                    if delta.finish:
                         thread.close(job, row)
             if found:
-                yield found, transcripts
+                yield list(found.items()), transcripts
     finally:
         timer.cancel()
         for row in list(job.open):

@@ -83,7 +83,7 @@ def rows(
                 top_k=request.top_k or 0,
                 top_p=1.0 if request.top_p is None else max(request.top_p, 1e-6),
                 repetition_penalty=request.repetition_penalty or 1.0,
-                stop_ids=served.stop_ids,
+                stop_ids=frozenset() if request.ignore_eos else served.stop_ids,
                 seed=(seed, place, sample),
                 top_logprobs=top,
             )

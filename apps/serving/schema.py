@@ -1,7 +1,7 @@
 """The requests and responses of the API, as far as it is served. What is not named here is refused by name.
 
-Source of the shapes: OpenAI's API reference for chat completions, completions and models. `top_k` and
-`repetition_penalty` are extensions that vLLM and others share.
+Source of the shapes: OpenAI's API reference for chat completions, completions and models. `top_k`,
+`repetition_penalty` and `ignore_eos` are extensions with vLLM's names.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Sampling(Strict):
     """Draw only from so many of the likeliest tokens; 0: from all."""
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     """Above 1: tokens of the prompt and the answer so far become less likely (Keskar et al. 2019)."""
+    ignore_eos: bool | None = None
+    """Go on where the model would end its answer; for measuring speed."""
     n: int | None = Field(None, ge=1, le=128)
     """Answers to each prompt."""
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None

@@ -45,18 +45,19 @@ class Job:
         self.served, self.requests = served, requests
         self.open = set(range(len(requests)))
         self.began = time.monotonic()
-        self._inbox: asyncio.Queue[Item] = asyncio.Queue()
+        self._inbox: list[Item] = []
+        self._arrived = asyncio.Event()
 
     def put(self, items: Sequence[Item]) -> None:
         """Deliver tokens; called in the event loop."""
-        for item in items:
-            self._inbox.put_nowait(item)
+        self._inbox += items
+        self._arrived.set()
 
     async def drawn(self) -> list[tuple[int, Drawn]]:
         """Wait for tokens: (row, token), all there are. Raises what befell a row."""
-        items = [await self._inbox.get()]
-        while not self._inbox.empty():
-            items.append(self._inbox.get_nowait())
+        await self._arrived.wait()
+        self._arrived.clear()
+        items, self._inbox = self._inbox, []
         found = []
         for row, item in items:
             if isinstance(item, Exception):

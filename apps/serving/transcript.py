@@ -28,6 +28,12 @@ class Delta:
     scored: list[Scored] = field(default_factory=list)
     finish: str = ""
 
+    def add(self, later: Delta) -> None:
+        """Let what came later be told with this."""
+        self.text += later.text
+        self.scored += later.scored
+        self.finish = later.finish
+
 
 class Transcript:
     """One answer. `pieces`: the bytes of each token id; `ends`: ids whose token ends an answer and is not shown."""
