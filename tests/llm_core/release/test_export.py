@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llm_core.artifacts import new_product, verify
-from llm_core.contract import BadInput
+from llm_core.contract import BadInput, Event, Metric, Note
 from llm_core.data import dialogue
 from llm_core.data.bpe import DIGITS1, END, GPT2, SPECIALS, Tokenizer, train
 from llm_core.model.checkpoint import load_model, save_model
@@ -19,6 +20,8 @@ from llm_core.model.config import ModelConfig
 from llm_core.model.sampling import generate
 from llm_core.model.transformer import Transformer
 from llm_core.release.export import PLAIN_TEMPLATE, export
+from llm_core.settings.pretrain import PretrainConfig
+from llm_core.train.pretrain import run as pretrain
 
 TEXTS = [
     f"The sum of {a} and {b} is {a + b}. It's what a reader's list, in turn, gives." for a in range(30) for b in (3, 14)
@@ -112,6 +115,23 @@ def test_what_cannot_be_exported_says_so(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=f"architecture '{name}' cannot be exported"):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("preset", "told"), [("speedrun", True), ("llama", False)])
+def test_pretrain_says_beforehand_what_cannot_be_exported(
+    preset: str, told: bool, small_world: Any, tmp_path: Path
+) -> None:
+    shape = {"preset": preset, "layers": 2, "heads": 2, "width": 32, "context": 32}
+    config = PretrainConfig.model_validate(
+        {"model": shape, "steps": 1, "batch_sequences": 2, "passes": 1, "threads": 1}
+    )
+    heard: list[Event] = []
+    (tmp_path / "scratch").mkdir()
+    pretrain(config, shards=small_world.shards, out=tmp_path / "base", scratch=tmp_path / "scratch", emit=heard.append)
+    place = next((i for i, e in enumerate(heard) if isinstance(e, Note) and "cannot be exported" in e.text), None)
+    assert (place is not None) == told
+    first_step = next(i for i, e in enumerate(heard) if isinstance(e, Metric))
+    assert place is None or place < first_step
 
 
 def test_a_word_pattern_that_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
