@@ -47,11 +47,11 @@ def read_options(project: Path) -> Options:
 
 
 class Notices:
-    """Tells each ended run once, also over restarts: what was told is kept in .run/notices.json."""
+    """Tells each ended run once, also over restarts: what was told is kept in .run/notices.state."""
 
     def __init__(self, project: Path) -> None:
         self.project, self.options = project, read_options(project)
-        self.kept = project / ".run" / "notices.json"
+        self.kept = project / ".run" / "notices.state"
         self.next_look = 0.0
         if self.kept.is_file():
             self.state: dict[str, Any] = json.loads(self.kept.read_text())

@@ -86,7 +86,7 @@ def stop(project: Path, which: tuple[Server, ...] | None = None) -> list[str]:
         process = _running(project, server)
         if process:
             _end_tree(process)
-            stopped.append(server.name)
+            stopped += [server.name] if server is not KEEPER else []
         _sweep(project, server)
         _state_path(project, server).unlink(missing_ok=True)
     return stopped

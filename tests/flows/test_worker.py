@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 import urllib.error
 from importlib import metadata
@@ -182,6 +184,26 @@ def test_a_lost_run_is_marked_and_the_next_run_goes_on(stack: Workspace, api: An
     api.until("the training goes on", work(root).continues)
     api.cancel(again)
     api.ended(again)
+
+
+@pytest.mark.soak
+def test_a_slot_whose_holder_was_killed_comes_back(stack: Workspace, api: Any) -> None:
+    """Holder and server are killed at once: the lease is on the disk, and its end frees the slot."""
+
+    def active() -> int:
+        return int(api.ask("v2/concurrency_limits/gpu")["active_slots"])
+
+    code = (
+        "import time; from tasks import gpus\nwith gpus.slots(1, print):\n  print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert active() == 1
+    holder.kill()
+    holder.wait()
+    psutil.Process(json.loads((stack.root / ".run" / "prefect.json").read_text())["pid"]).kill()
+    assert api.until("the slot is free", lambda: active() == 0)
 
 
 @pytest.mark.soak
