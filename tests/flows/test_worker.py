@@ -194,7 +194,7 @@ def test_a_slot_whose_holder_was_killed_comes_back(stack: Workspace, api: Any) -
         return int(api.ask("v2/concurrency_limits/gpu")["active_slots"])
 
     code = (
-        "import time; from tasks import gpus\nwith gpus.slots(1, print):\n  print('held', flush=True); time.sleep(600)"
+        "import time; from tasks import gpus\nwith gpus.slots(1, print):\n  print('held', flush=True); time.sleep(99)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
