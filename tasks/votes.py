@@ -31,16 +31,17 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Gathered:
-    """How many votes are new, how many stand in the file in all, and what could not be used, by reason."""
+    """How many votes are new, how many stand in the file in all, what could not be used, by reason, and a remark."""
 
     new: int
     total: int
     refused: Mapping[str, int] = field(default_factory=dict)
+    remark: str = ""
 
     def sentence(self) -> str:
         """The same in words."""
         left_out = "".join(f"; {count} left out: {reason}" for reason, count in sorted(self.refused.items()))
-        return f"{self.new} new vote{'' if self.new == 1 else 's'}, {self.total} in all{left_out}"
+        return f"{self.new} new vote{'' if self.new == 1 else 's'}, {self.total} in all{left_out}{self.remark}"
 
 
 def gather(session: Session) -> Gathered:
@@ -52,7 +53,7 @@ def gather(session: Session) -> Gathered:
         exchanges.send(space.project, uri)
         gathered = export(space.project, uri, path)
     except ConnectionError as error:
-        gathered = Gathered(0, len(_latest(path)), {f"{error} (votes that wait there come with the next run)": 0})
+        gathered = Gathered(0, len(_latest(path)), remark=f"; {error}: what waits there comes with the next run")
     session.display.console.print(f"votes: {gathered.sentence()}", markup=False)
     if gathered.new:
         session.fresh.changed("collect")
