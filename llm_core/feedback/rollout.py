@@ -9,11 +9,12 @@ import torch
 
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.dialogue import encode_prompt, stop_ids
-from llm_core.model.sampling import generate
+from llm_core.model.sampling import Completion, generate
 from llm_core.model.transformer import Transformer
 from llm_core.train.loss import sequence_logprobs
 
-CHUNK = 128  # prompts between two looks at the progress; part of the seed, so it must not vary
+TOLD_EVERY = 128
+"""Prompts between two words on the progress."""
 
 Messages = list[dict[str, str]]
 
@@ -44,29 +45,43 @@ def answer(
 ) -> list[list[Answer]]:
     """`samples` answers to each prompt, deterministic in `seed`; temperature 0 is greedy.
 
-    `told` hears after every chunk how many prompts are answered. Raises `BadInput` for a prompt that fills the context.
+    `told` hears now and then how many prompts are answered. Raises `BadInput` for a prompt that fills the context.
     """
-    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
-    stops = stop_ids(tokenizer)
     special = frozenset(tokenizer.specials.values())
-    answers: list[list[Answer]] = []
-    for chunk, start in enumerate(range(0, len(encoded), CHUNK)):
-        part = encoded[start : start + CHUNK]
-        completions = generate(
-            model,
-            part,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            stop_ids=stops,
-            samples=samples,
-            seed=100_000 * seed + chunk,
-        )
-        for tokens, drawn in zip(part, completions, strict=True):
-            texts = (tokenizer.decode([t for t in c.tokens if t not in special]).strip() for c in drawn)
-            answers.append([Answer(tokens, c.tokens, text, c.finished) for c, text in zip(drawn, texts, strict=True)])
-        if told is not None:
-            told(len(answers))
-    return answers
+    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    drawn = generate(
+        model,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        stop_ids=stop_ids(tokenizer),
+        samples=samples,
+        seed=seed,
+        told=None if told is None else _by_prompts(told, samples, len(prompts)),
+    )
+    return [
+        [_answer(prompt, completion, tokenizer, special) for completion in completions]
+        for prompt, completions in zip(encoded, drawn, strict=True)
+    ]
+
+
+def _answer(prompt: list[int], completion: Completion, tokenizer: Tokenizer, special: frozenset[int]) -> Answer:
+    text = tokenizer.decode([token for token in completion.tokens if token not in special]).strip()
+    return Answer(prompt, completion.tokens, text, completion.finished)
+
+
+def _by_prompts(told: Callable[[int], None], samples: int, prompts: int) -> Callable[[int], None]:
+    """Pass the number of answers on as one of prompts, at every `TOLD_EVERY` prompts and at the end."""
+    reached = 0
+
+    def hear(answers: int) -> None:
+        nonlocal reached
+        done = answers // samples
+        if done >= min(reached + TOLD_EVERY, prompts) > reached:
+            reached = done
+            told(done)
+
+    return hear
 
 
 def without_dropout(model: Transformer) -> Transformer:
