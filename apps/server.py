@@ -30,6 +30,7 @@ from llm_core.contract import BadInput
 from llm_core.model.engine import Engine
 from llm_core.model.transformer import Transformer
 
+PORT = 8000
 BACKLOG = 2048
 OPEN_FILES = 16_384
 """Connections that may be open, if the system lets us."""
@@ -111,10 +112,12 @@ def make_server(app: FastAPI, options: ServeOptions, ready: Callable[[], None]) 
 def listen(options: ServeOptions) -> socket.socket:
     """A socket bound to the address. Raises `BadInput` if it is taken or not ours."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        return socket.create_server((options.host.strip("[]"), options.port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        raise BadInput(f"--host {options.host} --port {options.port}: cannot listen there ({error})") from error
+    for port in (PORT, 0) if options.port is None else (options.port,):
+        try:
+            return socket.create_server((options.host.strip("[]"), port), family=family, backlog=BACKLOG)
+        except (OSError, OverflowError) as error:
+            reason = error
+    raise BadInput(f"--host {options.host} --port {port}: cannot listen there ({reason})") from reason
 
 
 def _engine(model: Transformer, max_rows: int) -> Engine:

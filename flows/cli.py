@@ -211,7 +211,9 @@ def generate(
 def serve(
     model: Annotated[str, typer.Option(help="An alias of the registry, or a model's directory.")] = "champion",
     host: Annotated[str, typer.Option(help="Address to listen on; another than loopback needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: a free one.", show_default="8000, or a free one")
+    ] = None,
     api_key: Annotated[
         str, typer.Option(envvar="GROUNDUP_API_KEY", help="What clients must send.", show_default=False)
     ] = "",

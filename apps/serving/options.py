@@ -14,8 +14,8 @@ class ServeOptions:
 
     host: str = "127.0.0.1"
     """Address to listen on; another than loopback needs an API key."""
-    port: int = 8000
-    """Port; 0 takes a free one."""
+    port: int | None = None
+    """Port; 0 takes a free one. None: 8000, or a free one where that is taken."""
     api_key: str = ""
     """What clients must send as `Authorization: Bearer KEY`; empty: nothing."""
     name: str = "groundup"
@@ -44,7 +44,7 @@ class ServeOptions:
         if not self.api_key.isprintable() or not self.api_key.isascii() or " " in self.api_key:
             raise BadInput("--api-key: only printable ASCII characters without spaces can be sent in a header")
         for option, least in (("port", 0), ("max_rows", 1), ("max_queue", 0), ("max_tokens", 0), ("max_body", 1024)):
-            if getattr(self, option) < least:
+            if (getattr(self, option) or 0) < least:
                 raise BadInput(f"--{option.replace('_', '-')}: {getattr(self, option)} must be at least {least}")
         for option in ("request_seconds", "receive_seconds"):
             if not getattr(self, option) > 0:

@@ -342,6 +342,16 @@ def test_what_the_command_refuses(tiny_model: Path, options: list[str], sentence
         serving.serve(Folder(tiny_model), ServeOptions(port=0, **given), print)
 
 
+def test_a_taken_port_is_refused_if_named_and_else_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving.listen(ServeOptions(port=0)) as first:
+        taken = first.getsockname()[1]
+        with pytest.raises(BadInput, match=f"--port {taken}: cannot listen there"):
+            serving.listen(ServeOptions(port=taken))
+        monkeypatch.setattr(serving, "PORT", taken)
+        with serving.listen(ServeOptions()) as second:
+            assert second.getsockname()[1] not in (0, taken)
+
+
 def test_no_model_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no model here"):
         serving.serve(Folder(tmp_path), ServeOptions(port=0), print)
