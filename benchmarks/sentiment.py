@@ -229,7 +229,7 @@ def one(seed: int, methods: Sequence[str], share: float, path: Path) -> dict[str
             save_reward_model(scorer, made, tokenizer, "reward model")
         with new_product(folder / "votes", "votes") as made:
             write_votes(made / "pairs.parquet", votes)
-        found = {"seed": seed, "parameters": chat.config.parameters(), "reward_accuracy": accuracy,
+        found: dict[str, Any] = {"seed": seed, "parameters": chat.config.parameters(), "reward_accuracy": accuracy,
                  "judge_accuracy": judged, "chat": figures(chat, chat, tokenizer, judge, rows["held_out"])}  # fmt: skip
         print({key: value for key, value in found["chat"].items() if key != "samples"}, flush=True)
         for method in methods:
