@@ -223,3 +223,22 @@ def test_pretrain_tells_what_was_expected_beside_what_came(shards: Path, tmp_pat
     assert seconds["actual"] == report.metrics["train_seconds"]
     assert report.metrics["predicted_seconds"] > 0
     assert any(isinstance(event, Note) and "expected" in event.text for event in events)
+
+
+def test_sft_packed_with_pages_learns_and_forgets_less(base: Path, shards: Path, tmp_path: Path) -> None:
+    """Pages among the dialogues keep the page loss down; what is packed gives equal bytes, stopped early or twice."""
+    found = {}
+    for name, settings in {"plain": {}, "pages": {"page_share": 0.25}, "again": {"page_share": 0.25}}.items():
+        (tmp_path / name / "scratch").mkdir(parents=True)
+        config = SftConfig.model_validate(
+            {"steps": 60, "threads": 1, "batch_dialogues": 16, "evaluate_every": 20, "packing": True, "patience": 2}
+            | settings
+        )
+        report = sft.run(
+            config, base=base, shards=shards, out=tmp_path / name / "chat", scratch=tmp_path / name / "scratch",
+            emit=lambda event: None,
+        )  # fmt: skip
+        found[name] = report.metrics
+    assert found["pages"]["page_bits_per_byte"] < 0.9 * found["plain"]["page_bits_per_byte"]
+    assert found["plain"]["problem_loss"] < 2.0
+    assert digest(tmp_path / "pages" / "chat") == digest(tmp_path / "again" / "chat")
