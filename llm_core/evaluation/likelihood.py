@@ -17,7 +17,9 @@ from llm_core.contract import BadInput
 from llm_core.evaluation.prefixes import Tree, grow
 from llm_core.model.transformer import Transformer
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024  # what stays in a core's cache
+PADDING = 1.25
+"""Length of a batch's longest row over its shortest, at most."""
 MASK_CELLS = 1 << 23
 """Cells of a batch's attention mask, at most."""
 LOGITS_AT_ONCE = 1 << 23
@@ -71,8 +73,9 @@ def _batches(trees: Sequence[Tree]) -> list[list[Tree]]:
         chosen = sorted((t for t in trees if t.plain == plain), key=lambda t: len(t.tokens))
         batch: list[Tree] = []
         for tree in chosen:
-            padded = (len(batch) + 1) * len(tree.tokens)
-            if batch and (padded > BATCH_TOKENS or (not plain and padded * len(tree.tokens) > MASK_CELLS)):
+            width = len(tree.tokens)
+            full = (len(batch) + 1) * width > BATCH_TOKENS or (not plain and (len(batch) + 1) * width**2 > MASK_CELLS)
+            if batch and (full or width > PADDING * len(batch[0].tokens) + 2):
                 batches.append(batch)
                 batch = []
             batch.append(tree)
