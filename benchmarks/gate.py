@@ -7,11 +7,12 @@ assumptions are, so there are several worlds, each with all of its assumptions i
 
 - An answer is right or wrong; a prompt's rate is the chance that a model's sampled answer to it is right.
 - Both models answer the same prompts. In `same` they have the same rates, so all correlation over prompts comes from
-  the prompts being hard or easy. In `strengths` each model has strengths of its own: logit rates differ by normal noise
-  of deviation 1 a prompt, so that "equal" is true of the average over all prompts only. In `close` the sampler's
-  random numbers are shared, as they are here (they depend on prompt, sample and position only): a prompt's answers are
-  right together. In `single` one answer is drawn, not four. In `longer` right answers are longer, which length
-  control partly takes for length. In `split` most prompts are always or never solved, as with a small model.
+  the prompts being hard or easy. In `strengths` each model has strengths of its own: logit rates differ by normal
+  noise of deviation 1 a prompt, so that "equal" is true of the average over all prompts only. In `close` the
+  sampler's random numbers are shared, as they are here (they depend on prompt, sample and position only): a prompt's
+  answers are right together, and strengths differ by half as much. In `single` one answer is drawn, not four. In
+  `longer` right answers are longer, which length control partly takes for length. In `split` most prompts are always
+  or never solved, as with a small model.
 - Answers to one prompt are independent given its rate (but for `close`); prompts are independent of each other.
 - Greedy answers are right where the rate is above one half, give or take (deviation 0.1).
 - The better model's rates are higher by five points on average: by five points each where there is room.
@@ -57,7 +58,7 @@ class World:
 WORLDS = {
     "same": World(),
     "strengths": World(own=1.0),
-    "close": World(shared=True),
+    "close": World(shared=True, own=0.5),
     "single": World(answers=1),
     "longer": World(longer=2.0),
     "split": World(shape=(0.3, 0.3)),
@@ -119,7 +120,7 @@ def promoted(world: World, prompts: int, gain: float, trials: int, options: Gate
         candidate, champion = models(world, prompts, gain, np.random.default_rng((prompts, round(1000 * gain), trial)))
         verdict = decide(candidate, champion, options)
         count += verdict.promoted
-        found.append(verdict.detectable or float("nan"))
+        found.append(0.0 if verdict.detectable is None else verdict.detectable)
     error = (count / trials * (1 - count / trials) / trials) ** 0.5
     return {"promoted": count, "trials": trials, "share": count / trials, "standard_error": round(error, 4),
             "detectable": round(statistics.median(found), 4)}  # fmt: skip
