@@ -37,20 +37,20 @@ def test_votes_kept_without_a_tracker_become_a_model(
     voting_project: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = voting_project
-    page = Page(space.root, Models(space.root, ["models/chat"]), Draw(max_new_tokens=12))
+    page = Page(space.root, Models(space.root, ["models/chat"]), Draw(max_new_tokens=10))
     clear = 0
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        for number in range(30):
-            asked = page.ask(f"How long is the word {'abcdefgh' * (1 + number % 3)}{number}?")
+        for number in range(60):
+            asked = page.ask(f"How long is the word word{number}?")
             shown = asked["exchange"]
             side = ("left", "right")[clear % 2] if shown.left.text != shown.right.text else "tie"
             clear += bool(side != "tie" and shown.left.text and shown.right.text)
             told = page.vote(asked, side, "Ada", "", "", "")  # type: ignore[arg-type]
             assert "kept on this machine" in told
-            if clear >= 6:
+            if clear >= 18:
                 break
-    assert clear >= 6
+    assert clear >= 18
     done = feedback(space.root)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert exchanges.waiting(space.root) == []
