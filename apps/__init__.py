@@ -1,1 +1,1 @@
-"""Programs for people: the report."""
+"""Programs for people: the report, the voting page, the API server."""

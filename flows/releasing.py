@@ -29,7 +29,7 @@ def _folder(project: Path, model: str) -> Path:
         return Path(model)
     from tasks.registry import Registry
 
-    return Registry(running._uri(project)).model_folder(model, project / ".groundup" / "registry")
+    return Registry(running.tracking_server(project)).model_folder(model, project / ".groundup" / "registry")
 
 
 def promote(project: Path, *, as_json: bool) -> str:
@@ -38,7 +38,7 @@ def promote(project: Path, *, as_json: bool) -> str:
 
     space = Workspace.at(project)
     space.configs()
-    promotion = judge_now(space, running._uri(project))
+    promotion = judge_now(space, running.tracking_server(project))
     if as_json:
         return json.dumps(space.read_report("promote"), indent=2)
     lines = [f"gate: {promotion.reason}", f"champion: {promotion.champion or 'none'}"]

@@ -185,7 +185,7 @@ def generate(
     if not folder.is_dir():
         from tasks.registry import Registry
 
-        folder = Registry(_uri(project)).model_folder(model, project / ".groundup" / "registry")
+        folder = Registry(tracking_server(project)).model_folder(model, project / ".groundup" / "registry")
     from llm_core.data import dialogue
     from llm_core.data.bpe import Tokenizer
     from llm_core.model.checkpoint import load_model
@@ -215,18 +215,19 @@ def accept(project: Path, verb: str) -> None:
 
 def sync(project: Path) -> list[str]:
     """Send what waits in the outbox."""
-    return tracking.sync(project, _uri(project))
+    return tracking.sync(project, tracking_server(project))
 
 
 def rollback(project: Path) -> str:
     """Exchange champion and previous; what happened, in words."""
     from tasks.registry import Registry
 
-    now, before = Registry(_uri(project)).rollback()
+    now, before = Registry(tracking_server(project)).rollback()
     return f"champion is version {now.number} ({now.model}) again; version {before.number} is now previous"
 
 
-def _uri(project: Path) -> str:
+def tracking_server(project: Path) -> str:
+    """The address of MLflow's server; the project's own is started if none runs."""
     uri = tracking.tracking_uri(project)
     if uri is None:
         print("starting the project's servers", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +19,6 @@ def serve(project: Path | None, model: str, options: ServeOptions, tell: Callabl
     if project is None:
         server.serve(Folder(Path(model)), options, tell)
         return
-    from deployments import servers
-    from tasks import tracking
+    from flows.running import tracking_server
 
-    uri = tracking.tracking_uri(project)
-    if uri is None:
-        print("starting the project's servers", file=sys.stderr)
-        uri = servers.ensure(project)[servers.MLFLOW.variable]
-    server.serve(Champion(uri, model, project / ".groundup" / "registry"), options, tell)
+    server.serve(Champion(tracking_server(project), model, project / ".groundup" / "registry"), options, tell)

@@ -80,7 +80,7 @@ def test_both_models_stand_on_both_sides() -> None:
     orders = Counter(models.pair("champion", "candidate") for _ in range(400))
     assert set(orders) == {("champion", "candidate"), ("candidate", "champion")}
     assert min(orders.values()) > 130  # 200 are expected; seven deviations away
-    assert len(set(models.pair(ANY, ANY) for _ in range(200))) == 4
+    assert len({models.pair(ANY, ANY) for _ in range(200)}) == 4
     assert models.pair("champion", "champion") == ("champion", "champion")
     with pytest.raises(BadInput, match="no model 'models/secret' here"):
         models.pair("models/secret", ANY)
