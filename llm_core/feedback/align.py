@@ -49,6 +49,9 @@ from llm_core.train.machine import prepare
 from llm_core.train.optim import AdamW, OptimizerOptions, Optimizers, make_optimizer
 from llm_core.train.schedule import cosine
 
+TOLD = 2
+"""Sampled answers in the log at each look; the report keeps all of them."""
+
 CARD = """# Aligned model
 
 The chat model, tuned by {method} {on}.
@@ -299,7 +302,7 @@ class _Looks:
         """Tell of the first answers and keep them."""
         rows = shown(f"step {self.step}", prompts, texts)
         write_atomic(self.scratch / f"answers-{self.step:08d}.json", dump_json(rows))
-        lines = "; ".join(f"{row['prompt']!r} -> {row['text']!r}" for row in rows)
+        lines = "; ".join(f"{row['prompt']!r} -> {row['text']!r}" for row in rows[:TOLD])
         self.emit(Note(f"step {self.step}, sampled: {lines}"))
 
     def rows(self) -> list[dict[str, str]]:
