@@ -52,6 +52,7 @@ class Page:
 
     def __init__(self, project: Path, models: Models, draw: Draw) -> None:
         self.project, self.models, self.draw = project, models, draw
+        self.delivering, self.traces = threading.Lock(), dict[str, str]()
 
     def ask(self, text: str, first: str = ANY, second: str = ANY) -> dict[str, Any]:
         """An exchange: two answers to `text`. Returns what the session must remember of it. Raises `BadInput`."""
@@ -103,12 +104,13 @@ class Page:
 
     def deliver(self, exchange: str = "") -> str:
         """Send what waits; where the vote on `exchange` is now, in words. What cannot be sent stays and is not lost."""
-        try:
-            traces = exchanges.send(self.project, tracking.tracking_uri(self.project), patience_s=30)
-        except (ConnectionError, Timeout) as error:
-            count = len(exchanges.waiting(self.project))
-            return f"Not sent: {error}. Your vote is kept on this machine ({count} waiting) and sent later."
-        return f"Saved as trace {traces[exchange]}." if exchange in traces else "Saved."
+        with self.delivering:  # else the vote may go out with the backlog, and its trace be told to nobody
+            try:
+                self.traces |= exchanges.send(self.project, tracking.tracking_uri(self.project), patience_s=30)
+            except (ConnectionError, Timeout) as error:
+                count = len(exchanges.waiting(self.project))
+                return f"Not sent: {error}. Your vote is kept on this machine ({count} waiting) and sent later."
+        return f"Saved as trace {self.traces[exchange]}." if exchange in self.traces else "Saved."
 
     def keep_delivering(self, ended: threading.Event) -> None:
         """Try again now and then to send what waits, until `ended`."""

@@ -12,11 +12,16 @@ os.environ.update(
     HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true", DVC_NO_ANALYTICS="1"
 )
 
+import hypothesis
 import pytest
 
 from deployments import servers
 from tasks import experiments, params
 from tasks.workspace import Workspace
+
+hypothesis.settings.register_profile("fixed", derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", max_examples=20_000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("GROUNDUP_HYPOTHESIS", "fixed"))  # the same tests say the same twice
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

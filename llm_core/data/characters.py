@@ -53,7 +53,7 @@ def repair(text: str, options: CharacterOptions = CharacterOptions()) -> str:
     What is mended needs no mending: `repair(repair(text)) == repair(text)`, with any options.
     """
     for _ in range(ROUNDS):
-        rare = _rare(text)
+        before, rare = text, _rare(text)
         suspect = _SUSPECT.search(rare) is not None and _SUSPECT.search(text) is not None
         if suspect:
             text = ftfy.fix_text(text, _FTFY)
@@ -61,7 +61,7 @@ def repair(text: str, options: CharacterOptions = CharacterOptions()) -> str:
         mended = _wanted(_plain(text, odd=_ODD.search(rare) is not None), options)
         if not suspect and not _SUSPECT.search(_rare(mended)):
             return mended
-        if mended == text:
+        if mended == before:
             break
         text = mended
     return text

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_core.data.characters import CharacterOptions, part_special_tokens, repair
@@ -22,6 +22,7 @@ AWKWARD = st.sampled_from(
 
 
 @given(st.lists(st.one_of(AWKWARD, st.text(max_size=8)), max_size=12).map("".join), st.sampled_from(OPTIONS))
+@example("Âï¿½\u2028Ã©", OPTIONS[0])  # mended in two rounds
 @settings(max_examples=600, deadline=None)
 def test_what_is_mended_needs_no_mending(text: str, options: CharacterOptions) -> None:
     once = repair(text, options)
