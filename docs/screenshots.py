@@ -76,10 +76,20 @@ def ask(page: Page, prompt: str) -> tuple[str, str]:
 def vote(page: Page, preference: str, why: str = "") -> str:
     """Vote on what was asked: left, right, tie or both-bad; what the page then says."""
     if why:
-        page.locator("#why textarea, #why input").fill(why)
+        _fill(page, page.locator("#why textarea, #why input"), why)
     page.locator(f"#vote-{preference}").click()
     expect(page.locator("#status")).to_contain_text(re.compile("Saved|Not sent"))
     return page.locator("#status").inner_text()
+
+
+def _fill(page: Page, box: Locator, text: str) -> None:
+    """Type into a box until the text stays: the page empties it when new answers come, which may be just now."""
+    for _ in range(50):
+        box.fill(text)
+        page.wait_for_timeout(200)
+        if box.input_value() == text:
+            return
+    raise AssertionError(f"the page does not take {text!r}")
 
 
 def trace_in(text: str) -> str:

@@ -15,7 +15,7 @@ Table = Sequence[Mapping[str, Cell]]
 Curve = Sequence[Sequence[float]]
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 40
-NAMES_FIRST = ("figure", "check", "curve", "source", "what", "split", "rater")
+NAMES_FIRST = ("check", "figure", "curve", "source", "what", "split", "rater")
 """Columns that stand before all others."""
 
 
