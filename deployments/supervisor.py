@@ -7,6 +7,7 @@ MLFLOW_TRACKING_URI name, and becomes the worker.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def become_worker(project: Path) -> NoReturn:
         raise BadInput(f"{' and '.join(missing)} must name a server; without them, use groundup up")
     _prepare(project, lambda step: print(step, flush=True))
     command, extra = servers.command(project / ".run", servers.WORKER, servers.free_port(servers.WORKER.port))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Prefect ends its worker by it; a shell's background job ignores it
     os.execve(command[0], command, os.environ | extra)
 
 
