@@ -85,7 +85,7 @@ def stop(project: Path, which: tuple[Server, ...] | None = None) -> list[str]:
     for server in which or ALL:
         process = _running(project, server)
         if process:
-            _end_tree(process)
+            _end_tree(process, alone=server is KEEPER)
             stopped += [server.name] if server is not KEEPER else []
         _sweep(project, server)
         _state_path(project, server).unlink(missing_ok=True)
@@ -287,9 +287,12 @@ def _sweep(project: Path, server: Server) -> None:
     psutil.wait_procs(left, timeout=5)
 
 
-def _end_tree(process: psutil.Process) -> None:
-    """SIGTERM to a server and its children, SIGKILL to what is left after ten seconds."""
-    family = [process, *process.children(recursive=True)]
+def _end_tree(process: psutil.Process, *, alone: bool = False) -> None:
+    """SIGTERM to a server and its children, SIGKILL to what is left after ten seconds.
+
+    `alone` spares the children: those of the keeper are servers that it started again.
+    """
+    family = [process, *([] if alone else process.children(recursive=True))]
     for member in family:
         if member.is_running():
             member.send_signal(signal.SIGTERM)

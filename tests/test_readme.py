@@ -100,7 +100,7 @@ def commands() -> list[str]:
 def mentioned() -> list[str]:
     """Commands between backticks in running text: `groundup down`, `make check`, `python -m tasks.readme`."""
     text = "\n".join(page.read_text() for page in PAGES)
-    return sorted(set(re.findall(r"`((?:groundup|make|python -m|python docs/)\s?[^`<]*)`", text)))
+    return sorted(set(re.findall(r"`((?:groundup |make |python -m |python docs/)[^`<]*)`", text)))
 
 
 ALL = [*dict.fromkeys([*commands(), *mentioned()])]

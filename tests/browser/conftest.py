@@ -25,9 +25,12 @@ def driver(root: Path) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(driver: ModuleType) -> Iterator[Any]:
-    """A headless Chromium; skips where none is installed."""
+    """A headless Chromium; skips where none is installed.
+
+    It ends with its module: while it is there, its event loop runs in the tests' own thread.
+    """
     executable = driver.chromium()
     if executable is None:
         pytest.skip("no Chromium here; on Debian: apt-get install chromium")

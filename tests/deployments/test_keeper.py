@@ -166,3 +166,22 @@ def test_wrong_options_are_named(project: Path, text: str, named: str) -> None:
 
 def test_the_projects_own_options_are_valid(root: Path) -> None:
     assert notices.read_options(root).states == ("FAILED", "CRASHED")
+
+
+def test_stopping_the_keeper_spares_what_it_started(tmp_path: Path) -> None:
+    started = "subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    code = f"import subprocess, sys; print({started}.pid, flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    revived = psutil.Process(int(process.stdout.readline()))
+    (tmp_path / ".run").mkdir()
+    about = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+    (tmp_path / ".run" / "keeper.json").write_text(json.dumps(about))
+    try:
+        servers.stop(tmp_path, (servers.KEEPER,))
+        assert process.wait(30) != 0
+        assert revived.is_running()
+    finally:
+        revived.kill()
