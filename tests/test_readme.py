@@ -60,7 +60,7 @@ STORY = {
     "groundup export exported --format hf": r"exported: hf, from champion",
     "groundup promote": r"gate: ",
     "groundup rollback": r"champion is version \d+ \((chat|aligned)\) again",
-    "groundup lineage champion": r"documents.*http://pydoc\.localhost/.*votes: \d+ by simulated",
+    "groundup lineage champion": r"documents.*http://pydoc\.localhost/",
     "groundup lineage http://pydoc.localhost/library/json.html": r"models saw them.*base",
     "groundup down": r"stopped worker",
 }

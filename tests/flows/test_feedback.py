@@ -44,8 +44,9 @@ def test_votes_kept_without_a_tracker_become_a_model(
         for number in range(60):
             asked = page.ask(f"How long is the word word{number}?")
             shown = asked["exchange"]
-            side = ("left", "right")[clear % 2] if shown.left.text != shown.right.text else "tie"
-            clear += bool(side != "tie" and shown.left.text and shown.right.text)
+            texts = {shown.left.text.strip(), shown.right.text.strip()} - {""}  # collect leaves out empty answers
+            side = ("left", "right")[clear % 2] if len(texts) == 2 else "tie"
+            clear += side != "tie"
             told = page.vote(asked, side, "Ada", "", "", "")  # type: ignore[arg-type]
             assert "kept on this machine" in told
             if clear >= 18:
