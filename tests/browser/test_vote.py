@@ -48,7 +48,7 @@ def page_url(voting_project: Workspace, browser: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def given(driver: ModuleType, browser: Any, page_url: str) -> dict[str, str]:
-    """Votes clicked in the browser: the preference of each by its trace. Answers that are equal, or empty, get a tie."""
+    """Votes clicked in the browser: the preference of each by its trace. Equal or empty answers get a tie."""
     votes: dict[str, str] = {}
     with driver.open_page(browser, page_url) as page:
         for number, word in enumerate(WORDS):
