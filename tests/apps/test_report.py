@@ -174,7 +174,10 @@ def test_a_reason_stands_with_the_kind_of_text_it_dropped(space: Workspace) -> N
 
 
 @pytest.mark.parametrize("states", [{}, {"clean": "ran"}])
-def test_nothing_is_loaded_and_nothing_runs(space: Workspace, states: dict[str, str]) -> None:
+def test_nothing_is_loaded_and_nothing_runs(
+    space: Workspace, states: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # servers of other tests leave theirs
     (space.root / ".run").mkdir()
     (space.root / ".run" / "mlflow.json").write_text('{"url": "http://127.0.0.1:5000"}')
     fill(space, *VERBS, promote=verdict(promoted=False))
