@@ -32,6 +32,7 @@ class Made:
     digest: str
     run: str
     ended: int | None
+    build: str
     workspace: str
     commit: str
     code_differs: bool
@@ -57,9 +58,12 @@ class History:
         names = {row.makes: tracking.EXPERIMENT.format(row.verb) for row in PIPELINE}
         return {product: found[name] for product, name in names.items() if name in found}
 
-    def find(self, digest: str) -> Made | None:
-        """The product whose digest begins with these characters, as the first of the runs that made it did."""
-        return self._first(f"tags.product LIKE '{digest}%'") if digest.isalnum() else None
+    def find(self, digest: str, build: str = "") -> Made | None:
+        """The product whose digest begins with these characters, as a run of this build made it, else the first run.
+
+        Different pages can give the same corpus, so runs that made the same product may have read others.
+        """
+        return self._first(f"tags.product LIKE '{digest}%'", build) if digest.isalnum() else None
 
     def of_run(self, run: str) -> Made | None:
         """What the MLflow run of this number made."""
@@ -83,16 +87,17 @@ class History:
             one = waiting.pop()
             if one.digest not in found:
                 found[one.digest] = one
-                waiting += [known for digest in one.needs.values() if (known := self._known(digest)) is not None]
+                waiting += [known for digest in one.needs.values() if (known := self._known(digest, one.build))]
         order = [row.makes for row in PIPELINE]
         return sorted(found.values(), key=lambda one: (order.index(one.product), one.digest))
 
     @lru_cache(maxsize=1024)  # noqa: B019 - a History lives as long as one command
-    def _known(self, digest: str) -> Made | None:
-        return self.find(digest)
+    def _known(self, digest: str, build: str) -> Made | None:
+        return self.find(digest, build)
 
-    def _first(self, question: str) -> Made | None:
-        runs = self._search(question, list(self.experiments), 1)
+    def _first(self, question: str, build: str = "") -> Made | None:
+        runs = self._search(question, list(self.experiments), 100)
+        runs.sort(key=lambda run: run.data.tags.get("build") != build)  # stable: else the oldest stays first
         return self._made(runs[0]) if runs else None
 
     def _search(self, question: str, products: list[str], most: int) -> list[Any]:
@@ -120,8 +125,8 @@ class History:
             entry.dataset.name: str(json.loads(entry.dataset.source)["sha256"]) for entry in run.inputs.dataset_inputs
         }
         return Made(
-            product, tags["product"], run.info.run_id, run.info.end_time, tags.get("workspace", ""),
-            tags.get("git_commit", ""), tags.get("code_differs_from_commit") == "true", dict(run.data.params), inputs,
+            product, tags["product"], run.info.run_id, run.info.end_time, tags.get("build", ""),
+            tags.get("workspace", ""), tags.get("git_commit", ""), tags.get("code_differs_from_commit") == "true", dict(run.data.params), inputs,
         )  # fmt: skip
 
     def files(self, made: Made, chain: list[Made]) -> dict[str, Path] | None:

@@ -52,17 +52,17 @@ def _product(history: History, space: Workspace, target: str, uri: str) -> Made 
         report = space.read_report(MAKERS[target].verb)
         if report is None:
             raise BadInput(f"{space.root}: no {target} was made here yet")
-        return _known(history, report["product"], target)
+        return _known(history, report["product"], target, report["run"]["build"])
     experiment = space.project / "runs" / target
     if (experiment / "params.yaml").is_file():
         report = Workspace.at(experiment).read_report("align")
-        return _known(history, report["product"], target) if report else None
+        return _known(history, report["product"], target, report["run"]["build"]) if report else None
     looks_like_digest = len(target) >= 8 and all(character in "0123456789abcdef" for character in target)
     return (history.of_run(target) or history.find(target)) if looks_like_digest else None
 
 
-def _known(history: History, digest: str, target: str) -> Made:
-    made = history.find(digest)
+def _known(history: History, digest: str, target: str, build: str = "") -> Made:
+    made = history.find(digest, build)
     if made is None:
         raise BadInput(f"MLflow knows no run that made {target} ({digest[:12]}); `groundup sync` sends what was kept")
     return made
