@@ -126,7 +126,8 @@ class History:
         }
         return Made(
             product, tags["product"], run.info.run_id, run.info.end_time, tags.get("build", ""),
-            tags.get("workspace", ""), tags.get("git_commit", ""), tags.get("code_differs_from_commit") == "true", dict(run.data.params), inputs,
+            tags.get("workspace", ""), tags.get("git_commit", ""), tags.get("code_differs_from_commit") == "true",
+            dict(run.data.params), inputs,
         )  # fmt: skip
 
     def files(self, made: Made, chain: list[Made]) -> dict[str, Path] | None:
