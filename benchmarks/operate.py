@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -31,23 +28,13 @@ from typing import Any
 
 import psutil
 
+from benchmarks.main_job import groundup
 from benchmarks.measuring import RESULTS, ROOT, save, seconds_of, spread, where
 from deployments import servers
 from tasks import experiments, params
 
-OTHER_SERVERS = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI")
 PATIENCE_S = 900.0
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-
-def groundup(project: Path, *arguments: str) -> str:
-    """What a command prints. A failure shows what it said."""
-    environment = {name: value for name, value in os.environ.items() if name not in OTHER_SERVERS}
-    command = [sys.executable, "-m", "flows.cli", *arguments]
-    done = subprocess.run(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"groundup {' '.join(arguments)}: exit code {done.returncode}")
-    return done.stdout
 
 
 @contextmanager
