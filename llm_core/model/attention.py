@@ -1,9 +1,9 @@
-"""Causal attention with a key/value cache, grouped heads, rotary positions and normed queries and keys.
+"""Causal attention with grouped heads, rotary positions and normed queries and keys.
 
 Notable:
 - Tensors carry their shape as a suffix, as in transformer.py.
 - Attention over a whole sequence on a CPU goes block by block and skips the masked half.
-- With a key/value cache, a token's slot is its position, so ragged prompts need no left padding.
+- Sampling reads the same weights with a cache of keys and values: decoder.py.
 """
 
 from __future__ import annotations
@@ -39,33 +39,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
-
-
-class Cache:
-    """Keys and values of earlier positions, for each layer [B, K, S, E]; slot s holds position s."""
-
-    def __init__(self, config: ModelConfig, batch: int, slots: int, device: torch.device | str = "cpu") -> None:
-        shape = (batch, config.kv_heads, slots, config.head_size)
-        self.keys = [torch.zeros(shape, device=device) for _ in range(config.layers)]
-        self.values = [torch.zeros(shape, device=device) for _ in range(config.layers)]
-
-    @property
-    def slots(self) -> int:
-        """Positions that fit."""
-        return self.keys[0].shape[2]
-
-    def write(self, layer: int, key_BKTE: Tensor, value_BKTE: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values at their positions; returns all slots of the layer up to the highest position."""
-        rows_B1 = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
-        self.keys[layer][rows_B1, :, positions_BT] = key_BKTE.transpose(1, 2)
-        self.values[layer][rows_B1, :, positions_BT] = value_BKTE.transpose(1, 2)
-        used = int(positions_BT.max()) + 1
-        return self.keys[layer][:, :, :used], self.values[layer][:, :, :used]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be repeated (several samples of one prompt)."""
-        self.keys = [key[rows] for key in self.keys]
-        self.values = [value[rows] for value in self.values]
 
 
 def rotary_tables(context: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
@@ -127,7 +100,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config = config
         width, size, bias = config.width, config.head_size, bool(config.attention_bias)
         self.q_proj = nn.Linear(width, config.heads * size, bias=bias)
         self.k_proj = nn.Linear(width, config.kv_heads * size, bias=bias)
@@ -147,8 +120,6 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         turn: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
-        cache: Cache | None,
-        positions_BT: Tensor | None,
         embedded_values_BTV: Tensor | None = None,
     ) -> Tensor:
         """`embedded_values_BTV`: the layer's value embeddings of the tokens [B, T, K * E], where it has some."""
@@ -165,8 +136,6 @@ class Attention(nn.Module):
         query_BHTE, key_BKTE = query.transpose(1, 2), key.transpose(1, 2)
         if turn is not None:
             query_BHTE, key_BKTE = rotate(query_BHTE, *turn), rotate(key_BKTE, *turn)
-        if cache is not None and positions_BT is not None:
-            key_BKTE, value_BKTE = cache.write(self.layer, key_BKTE, value_BKTE, positions_BT)
         dropout = self.config.dropout if self.training else 0.0
         mixed_BHTE = attend(query_BHTE, key_BKTE, value_BKTE, mask, dropout, self.scale)
         out: Tensor = self.o_proj(mixed_BHTE.transpose(1, 2).reshape(batch, length, -1))

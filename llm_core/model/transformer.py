@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_core.contract import BadInput
-from llm_core.model.attention import Attention, Cache, RMSNorm, rotary_tables, sinusoidal_table
+from llm_core.model.attention import Attention, RMSNorm, rotary_tables, sinusoidal_table
 from llm_core.model.config import ModelConfig
 
 
@@ -76,12 +76,10 @@ class Block(nn.Module):
         x_BTD: Tensor,
         turn: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
-        cache: Cache | None,
-        positions_BT: Tensor | None,
         embedded_values_BTV: Tensor | None = None,
     ) -> Tensor:
         normed_BTD = self.input_layernorm(x_BTD)
-        mixed_BTD = self.self_attn(normed_BTD, turn, mask, cache, positions_BT, embedded_values_BTV)
+        mixed_BTD = self.self_attn(normed_BTD, turn, mask, embedded_values_BTV)
         x_BTD = x_BTD + self._drop(mixed_BTD)
         return x_BTD + self._drop(self.mlp(self.post_attention_layernorm(x_BTD)))
 
@@ -120,29 +118,26 @@ class Backbone(nn.Module):
     def forward(
         self,
         tokens_BT: Tensor,
-        cache: Cache | None = None,
         positions_BT: Tensor | None = None,
         attention_mask_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
     ) -> Tensor:
         length = tokens_BT.shape[1]
-        if cache is not None and (attention_mask_BT is not None or segments_BT is not None):
-            raise ValueError("a cache takes no attention mask: pad on the right, slots are positions")
-        if positions_BT is None and (cache is not None or attention_mask_BT is not None):
-            positions_BT = _positions(tokens_BT, attention_mask_BT)
+        if positions_BT is None and attention_mask_BT is not None:
+            positions_BT = (attention_mask_BT.long().cumsum(1) - 1).clamp_min(0)
         highest = length if positions_BT is None else int(positions_BT.max()) + 1
         if highest > self.config.context:
             raise BadInput(f"model.context: a sequence of {highest} tokens exceeds the context {self.config.context}")
-        mask = _mask(length, positions_BT if cache is not None else None, highest, attention_mask_BT)
+        mask = _mask(length, attention_mask_BT)
         if segments_BT is not None:
             positions_BT, mask = _apart(segments_BT)
         x_BTD = self._embed(tokens_BT, positions_BT)
         turn = self._turn(length, positions_BT)
         if self.config.architecture == "speedrun":
-            x_BTD = self._speedrun(tokens_BT, self.norm(x_BTD), turn, mask, cache, positions_BT)
+            x_BTD = self._speedrun(tokens_BT, self.norm(x_BTD), turn, mask)
         else:
             for block in self.layers:
-                x_BTD = block(x_BTD, turn, mask, cache, positions_BT)
+                x_BTD = block(x_BTD, turn, mask)
         out: Tensor = self.norm(x_BTD)
         return out
 
@@ -171,16 +166,8 @@ class Backbone(nn.Module):
         return self.cosine[positions_BT][:, None], self.sine[positions_BT][:, None]
 
 
-def _positions(tokens_BT: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
-    if attention_mask_BT is None:
-        return torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
-    return (attention_mask_BT.long().cumsum(1) - 1).clamp_min(0)
-
-
-def _mask(length: int, positions_BT: Tensor | None, slots: int, attention_mask_BT: Tensor | None) -> Tensor | None:
+def _mask(length: int, attention_mask_BT: Tensor | None) -> Tensor | None:
     """Where queries may look [B, 1, T, S], or None for plain causal attention."""
-    if positions_BT is not None:
-        return (torch.arange(slots, device=positions_BT.device) <= positions_BT[:, :, None])[:, None]
     if attention_mask_BT is None:
         return None
     if attention_mask_BT.dim() == 3:
@@ -244,31 +231,29 @@ class Transformer(nn.Module):
         self,
         tokens_BT: Tensor,
         *,
-        cache: Cache | None = None,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Tensor:
         """Vectors after the final norm [B, T, D], which the output head (or a reward head) reads.
 
-        `positions` [B, T] are needed with a filled cache. `attention_mask` [B, T] is 0 on padding; right padding
-        needs none; a boolean [B, T, T], with `positions`, is true where a place may look. `segments` [B, T]: numbers of
+        `attention_mask` [B, T] is 0 on padding; right padding needs none; a boolean [B, T, T], with `positions` [B, T],
+        is true where a place may look. `segments` [B, T]: numbers of
         the texts that are packed into a row one after the other; each attends to itself alone and counts its positions
         from 0. Raises `BadInput` if a position exceeds the context.
         """
-        out: Tensor = self.model(tokens_BT, cache, positions, attention_mask, segments)
+        out: Tensor = self.model(tokens_BT, positions, attention_mask, segments)
         return out
 
     def forward(
         self,
         tokens_BT: Tensor,
         *,
-        cache: Cache | None = None,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token [B, T, V]; the arguments are those of `hidden`."""
-        return self.logits(self.hidden(tokens_BT, cache=cache, positions=positions, attention_mask=attention_mask))
+        return self.logits(self.hidden(tokens_BT, positions=positions, attention_mask=attention_mask))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of vectors [..., D] that `hidden` gave, capped where the config says so."""
