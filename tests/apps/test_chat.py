@@ -7,14 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from apps import chat
 from apps.answering import ANY, Draw, Models
@@ -201,23 +200,37 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["", "secret"], ids=["open", "password"])
 def served(model_folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a page with a real model and no tracker."""
+    """The address of a page with a real model and no tracker.
+
+    It is a process of its own, as it always is: once Scrapy was imported, Gradio builds no page in the same process
+    (zope.interface has then marked `abc.ABC`, and Gradio reads each attribute that its components list).
+    """
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     for path in exchanges.waiting(model_folder):
         path.unlink()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = Page(model_folder, Models(model_folder, ["models/chat"]), Draw(max_new_tokens=8))
-    app = chat.application(page, request.param)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(30)
+    code = (
+        "import sys; from pathlib import Path; from apps.chat import *\n"
+        "serve(Path(sys.argv[1]), ['models/chat'], Draw(max_new_tokens=8), '127.0.0.1', int(sys.argv[2]), sys.argv[3])"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(model_folder), str(port), request.param])
+    try:
+        deadline = time.monotonic() + 120
+        while not listens(port):
+            assert child.poll() is None, "the page ended before it answered"
+            assert time.monotonic() < deadline, "the page never answered"
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_program_can_ask_and_vote(served: str, model_folder: Path, request: pytest.FixtureRequest) -> None:
