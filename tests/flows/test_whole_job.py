@@ -249,7 +249,8 @@ def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_bytes(
     """SIGKILL of the run in the middle of training: the trainer saves and ends; the next run goes on from there.
 
     The steps that are left when the kill is sent take seconds: the trainer hears of it long before it is through. Its
-    tracker takes connections and never answers, which is the longest that a stopped trainer could wait for anyone.
+    tracker takes connections and never answers, which is the longest that a stopped trainer could wait for anyone. The
+    shell that DVC puts between itself and the stage is the system's: not every one makes way for its last command.
     """
     silent = socket.create_server(("127.0.0.1", 0))
     arguments = ["pretrain"]
@@ -258,6 +259,7 @@ def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_bytes(
     root = workspace.root / "runs" / "killed"
     events, environment = root / ".groundup" / "events" / "pretrain.jsonl", child_environment(Path(os.devnull))
     del environment["GROUNDUP_EVENTS"]
+    environment["SHELL"] = "/bin/sh"
     environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", *arguments, "--name", "killed"],
