@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_core.contract import BadInput
-from llm_core.evaluation.prefixes import Tree, grow
+from llm_core.model.prefixes import Tree, grow, hidden
 from llm_core.model.transformer import Transformer
 
 BATCH_TOKENS = 1024  # what stays in a core's cache
@@ -87,7 +87,7 @@ def _score(
     model: Transformer, trees: Sequence[Tree], targets: Sequence[Sequence[int]]
 ) -> list[tuple[int, Continuation]]:
     """(number of the request, result) for every member of the trees."""
-    hidden_BTD = _hidden(model, trees)
+    hidden_BTD = hidden(model, trees)
     width = hidden_BTD.shape[1]
     places: list[int] = []
     wanted: list[int] = []
@@ -105,24 +105,6 @@ def _score(
         part = slice(stop - scored, stop)
         found.append((member, Continuation(float(logprob_N[part].sum()), bool(likeliest_N[part].all()))))
     return found
-
-
-def _hidden(model: Transformer, trees: Sequence[Tree]) -> Tensor:
-    """Vectors of all places [B, T, D]; padding stands on the right."""
-    device, width = model.head_weight.device, max(len(tree.tokens) for tree in trees)
-    tokens_BT = np.zeros((len(trees), width), dtype=np.int64)
-    for row, tree in enumerate(trees):
-        tokens_BT[row, : len(tree.tokens)] = tree.tokens
-    tokens = torch.from_numpy(tokens_BT).to(device)
-    if all(tree.plain for tree in trees):
-        return model.hidden(tokens)
-    positions_BT = np.zeros_like(tokens_BT)
-    mask_BTT = np.empty((len(trees), width, width), dtype=np.bool_)
-    for row, tree in enumerate(trees):
-        positions_BT[row, : len(tree.tokens)] = tree.positions
-        mask_BTT[row] = tree.mask(width)
-    positions, mask = torch.from_numpy(positions_BT).to(device), torch.from_numpy(mask_BTT).to(device)
-    return model.hidden(tokens, positions=positions, attention_mask=mask)
 
 
 def _of_tokens(

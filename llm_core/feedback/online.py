@@ -79,10 +79,9 @@ class Online:
     def objective(self, actor: Actor, place: Place) -> Loss:
         """Loss on this part of the rollout, which is sampled now if this is its first part."""
         options = self.options
-        if place.part == 0:
-            self._roll_out(actor, place.rollout)
+        scores = self._roll_out(actor, place.rollout) if place.part == 0 else None
         rows_N = self._rows(place, actor.prompt_B.device)
-        logprobs_NA, entropy_NA = self._scores(actor.policy, actor, rows_N)
+        logprobs_NA, entropy_NA = scores or self._scores(actor.policy, actor, rows_N)
         mask_NA, old_NA = actor.mask_BA[rows_N], actor.old_BA[rows_N]
         if place.part < options.passes:
             _check_ratio(logprobs_NA, old_NA, mask_NA)
@@ -180,8 +179,12 @@ class Online:
         }
 
     @torch.no_grad()
-    def _roll_out(self, actor: Actor, rollout: int) -> None:
-        """Sample, score, and write everything that the steps of this rollout need into the actor's buffers."""
+    def _roll_out(self, actor: Actor, rollout: int) -> tuple[Tensor, Tensor] | None:
+        """Sample, score, and write everything that the steps of this rollout need into the actor's buffers.
+
+        Where one part is the whole rollout, its log-probabilities and entropies are returned with their graph: the old
+        log-probabilities and those to be trained come from one pass then.
+        """
         options = self.options
         asked = [self.prompts[row] for row in self.drawn(rollout)]
         samples = self.sample(actor.policy, asked, options.samples, (options.seed << 32) + rollout)
@@ -192,8 +195,11 @@ class Online:
         first = [
             self._rows(Place(rollout, part), actor.prompt_B.device) for part in range(options.parts // options.epochs)
         ]
+        scores = None
         for rows_N in first:
-            actor.old_BA[rows_N] = self._seen(actor.policy, actor, rows_N)
+            with torch.enable_grad():  # without it torch takes kernels that round otherwise
+                scores = self._scores(actor.policy, actor, rows_N)
+            actor.old_BA[rows_N] = scores[0].detach()
             if self.reference is not None:
                 actor.reference_BA[rows_N] = self._seen(self.reference, actor, rows_N)
             else:
@@ -220,6 +226,7 @@ class Online:
                 weight, observed, target=options.kl_target, horizon=options.kl_horizon, batch=options.rows
             )
             actor.kl_weight.fill_(adapted)
+        return scores if options.parts == 1 else None
 
     def _advantages(self, actor: Actor, totals_B: Tensor, kl_B: Tensor, weight: float) -> None:
         options, mask_BA = self.options, actor.mask_BA

@@ -184,7 +184,7 @@ def _times(x_ND: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
 
 def _added(x_ND: Tensor, entering: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """x + entering @ matrix + bias."""
-    x_ND = torch.addmm(x_ND, entering, matrix)
+    x_ND.addmm_(entering, matrix)
     return x_ND if bias is None else x_ND.add_(bias)
 
 

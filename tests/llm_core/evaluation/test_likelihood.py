@@ -7,8 +7,8 @@ import torch
 
 from llm_core.contract import BadInput
 from llm_core.evaluation.likelihood import Continuation, continuations
-from llm_core.evaluation.prefixes import grow
 from llm_core.model.config import ModelConfig
+from llm_core.model.prefixes import grow
 from llm_core.model.transformer import Transformer
 
 

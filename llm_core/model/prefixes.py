@@ -14,7 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from llm_core.model.transformer import Transformer
 
 LEAST_SHARED = 4
 """A sequence joins its neighbour's tree if so many tokens are shared"""
@@ -79,6 +83,24 @@ def grow(sequences: Sequence[list[int]]) -> list[Tree]:
             room = MOST_BESIDES
         last = sequence
     return trees
+
+
+def hidden(model: Transformer, trees: Sequence[Tree]) -> Tensor:
+    """Vectors of all places [B, T, D], a row a tree; padding stands on the right."""
+    device, width = model.head_weight.device, max(len(tree.tokens) for tree in trees)
+    tokens_BT = np.zeros((len(trees), width), dtype=np.int64)
+    for row, tree in enumerate(trees):
+        tokens_BT[row, : len(tree.tokens)] = tree.tokens
+    tokens = torch.from_numpy(tokens_BT).to(device)
+    if all(tree.plain for tree in trees):
+        return model.hidden(tokens)
+    positions_BT = np.zeros_like(tokens_BT)
+    mask_BTT = np.empty((len(trees), width, width), dtype=np.bool_)
+    for row, tree in enumerate(trees):
+        positions_BT[row, : len(tree.tokens)] = tree.positions
+        mask_BTT[row] = tree.mask(width)
+    positions, mask = torch.from_numpy(positions_BT).to(device), torch.from_numpy(mask_BTT).to(device)
+    return model.hidden(tokens, positions=positions, attention_mask=mask)
 
 
 def _joins(shared: int, length: int) -> bool:
