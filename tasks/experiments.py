@@ -36,7 +36,7 @@ def overrides(project: Path, preset: str | None, assignments: list[str]) -> para
     chosen: params.Params = {}
     if preset:
         path = project / "presets" / f"{preset}.yaml"
-        if not path.is_file():
+        if Path(preset).name != preset or not path.is_file():  # a form's text must not lead out of presets/
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
             raise BadInput(f"no preset {preset!r}; the presets are {known}")
         chosen = params.read(path)
@@ -100,7 +100,7 @@ def adopt(project: Path, name: str) -> None:
     from dvc.repo import Repo
 
     root = project / "runs" / name
-    if not (root / "dvc.lock").is_file():
+    if Path(name).name != name or not (root / "dvc.lock").is_file():
         known = ", ".join(sorted(p.name for p in (project / "runs").glob("*"))) or "none"
         raise BadInput(f"no finished experiment {name!r}; the experiments are: {known}")
     for file in ("params.yaml", "dvc.lock"):

@@ -12,7 +12,6 @@ bits first; what is found there is compared word by word, so that a hit is never
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from llm_core.contract import BadInput
 from llm_core.data.codepoints import KNOWN, U64, Stretches, chunks, code_points, mixed, tables
+from llm_core.data.packed import gunzipped
 
 N, SHORTEST, TEMPLATE_ITEMS = 13, 8, 20
 IntArray = NDArray[np.intp]
@@ -261,7 +261,7 @@ def _rows(path: Path) -> Iterator[Any]:
 
 def _read(path: Path) -> str:
     data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    return (gunzipped(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
 
 
 def _texts(value: Any) -> Iterator[str]:

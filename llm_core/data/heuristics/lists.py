@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 from llm_core.contract import BadInput
+from llm_core.data.packed import gunzipped
 
 Version = tuple[int, int]
 
@@ -23,7 +23,7 @@ def entries(path: Path) -> tuple[str, ...]:
     """The entries of a list, sorted, each once. Raises `BadInput` naming the file that cannot be read."""
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        text = (gunzipped(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: this list cannot be read ({error.__class__.__name__})") from error
     lines = (line.strip() for line in text.splitlines())

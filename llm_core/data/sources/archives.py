@@ -22,6 +22,8 @@ from fastwarc import ArchiveIterator, WarcRecordType
 GZIP = b"\x1f\x8b\x08"
 MAX_FAULTS = 100
 """Faults of one file that are kept with their place; further ones are only counted."""
+MAX_METADATA_BYTES = 1_000_000
+"""Bytes of a metadata record that are looked at; Common Crawl's have a few hundred."""
 _BLOCK = 1 << 16
 _LANGUAGES = b"languages-cld2:"
 _CODE = re.compile(r"[a-z]{2,3}")
@@ -158,7 +160,7 @@ class Archive:
                     if waiting is not None:
                         # A metadata record that follows is the response's; it says which language Common Crawl saw.
                         if kind is metadata:
-                            waiting.metadata = record.reader.read()
+                            waiting.metadata = record.reader.read(MAX_METADATA_BYTES)
                         if self._packed and previous < offset and not waiting.encoded:
                             waiting.end = offset
                         yield waiting

@@ -11,7 +11,6 @@ asks for more files, goes on with the next one.
 
 from __future__ import annotations
 
-import gzip
 import json
 import threading
 from collections import Counter
@@ -28,6 +27,7 @@ from filelock import FileLock
 
 from llm_core.artifacts import dump_json, write_atomic
 from llm_core.contract import BadInput
+from llm_core.data.packed import gunzipped
 from llm_core.data.sources.archives import GZIP, Archive, WarcPage
 from llm_core.data.sources.download import Ahead, DownloadFailed, Patience, client, download
 from llm_core.data.sources.parts import Gathered
@@ -114,7 +114,7 @@ class _Reading:
         self._pages = 0
         self._notes: list[dict[str, Any]] = []
         self._failed: list[dict[str, str | float]] = []
-        self._session = client(selection.patience.timeout) if selection.online else None
+        self._session = client(selection.patience.timeout, home=selection.prefix) if selection.online else None
         self._paths: list[str] = []
 
     def into(self, folder: Path, licence: str) -> Gathered:
@@ -188,7 +188,7 @@ class _Reading:
                     raise BadInput(f"{name}: the listing cannot be had: {error}") from error
         try:
             data = local.read_bytes()
-            text = (gzip.decompress(data) if data.startswith(GZIP) else data).decode()
+            text = (gunzipped(data) if data.startswith(GZIP) else data).decode()
         except (OSError, EOFError, ValueError) as error:
             raise BadInput(f"{name}: {local}: the listing cannot be read ({_reason(error)})") from error
         paths = [line.strip() for line in text.splitlines() if line.strip()]

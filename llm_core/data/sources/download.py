@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from llm_core.artifacts import write_atomic
+from llm_core.data.web.addresses import AddressPolicy, PrivateAddress
 
 AGENT = "groundup/0.1 (reads public data sets; resumes and waits)"
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PORTS = {"http": 80, "https": 443}
 _RANGE = re.compile(r"bytes (\d+)-\d*/(\d+|\*)")
 
 
@@ -44,12 +47,44 @@ class Patience:
     longest: float = 600.0
 
 
-def client(timeout: float = 60.0) -> httpx.Client:
-    """A client that follows redirects and takes bytes as they are."""
+def client(timeout: float = 60.0, home: str = "") -> httpx.Client:
+    """A client that follows redirects and takes bytes as they are.
+
+    It reaches the host of `home`, which the settings name, wherever that stands. Another host, to which it can only
+    be sent, must stand at a public address: this is looked up before it is asked, and seen again at the connection
+    before anything of the answer is read, so that neither a redirect nor a name whose answer changes leads inside.
+    """
+    known = httpx.URL(home).host
+
+    def before(request: httpx.Request) -> None:
+        if request.url.host != known and not _by_proxy(request.url):
+            try:
+                AddressPolicy().resolve(request.url.host, request.url.port or _PORTS.get(request.url.scheme, 80))
+            except PrivateAddress as error:
+                raise DownloadFailed(f"{home or request.url}: sent to where no download may go: {error}") from error
+            except OSError as error:
+                raise httpx.ConnectError(f"{request.url.host} cannot be resolved ({error})", request=request) from error
+
+    def after(response: httpx.Response) -> None:
+        url, stream = response.request.url, response.extensions.get("network_stream")
+        if url.host != known and not _by_proxy(url) and stream is not None:
+            address = stream.get_extra_info("server_addr")
+            if why := AddressPolicy().refusal(url.host, str(address[0])) if address else None:
+                raise DownloadFailed(f"{home or url}: sent to where no download may go: {why}")
+
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
     return httpx.Client(
-        timeout=httpx.Timeout(timeout, connect=min(timeout, 15.0)), follow_redirects=True, headers=headers
+        timeout=httpx.Timeout(timeout, connect=min(timeout, 15.0)),
+        follow_redirects=True,
+        headers=headers,
+        event_hooks={"request": [before], "response": [after]},
     )
+
+
+def _by_proxy(url: httpx.URL) -> bool:
+    """Whether a proxy of the environment stands before this URL: then the proxy looks names up, and nobody here can."""
+    proxies = getproxies()
+    return bool(proxies.get(url.scheme) or proxies.get("all")) and not proxy_bypass(url.host)
 
 
 def download(

@@ -23,6 +23,7 @@ import xxhash
 
 from llm_core.contract import BadInput
 from llm_core.data.extract import decode
+from llm_core.data.packed import whole
 from llm_core.data.sources.archives import Archive
 from llm_core.data.sources.rows import Columns, Row, shape
 
@@ -33,6 +34,10 @@ PACKED = (".gz", ".zst")
 KINDS = "html, txt, md, jsonl, json, parquet or warc, each also as .gz or .zst"
 MAX_NAMED = 1_000
 """Unreadable files that are named; further ones are only counted."""
+MAX_LINE_BYTES = 256_000_000
+"""Bytes of one line of jsonl after decompression."""
+MAX_ARRAY_BYTES = 4_000_000_000
+"""Bytes of a json file, or of a packed Parquet file, after decompression: these are read as a whole."""
 _PROBE = 1_000
 
 
@@ -119,14 +124,16 @@ class FileRows:
 
     def _json_lines(self, path: Path) -> Iterator[Row]:
         with opened(path) as file:
-            for self._row, line in enumerate(file, 1):
+            for self._row, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise BadInput(f"{path}, line {self._row}: longer than {MAX_LINE_BYTES:,} bytes")
                 if line.strip():
                     yield _object(line, f"{path}, line {self._row}")
 
     def _json_array(self, path: Path) -> Iterator[Row]:
         with opened(path) as file:
             try:
-                values = json.loads(file.read())
+                values = json.loads(whole(file, MAX_ARRAY_BYTES))
             except (ValueError, RecursionError) as error:
                 raise BadInput(f"{path}: no JSON ({error})") from error
         if not isinstance(values, list):
@@ -138,7 +145,10 @@ class FileRows:
 
     def _parquet(self, path: Path) -> Iterator[Row]:
         packed = path.name.lower().endswith(PACKED)
-        with opened(path) as handle, pq.ParquetFile(pa.BufferReader(handle.read()) if packed else path) as file:
+        with (
+            opened(path) as handle,
+            pq.ParquetFile(pa.BufferReader(whole(handle, MAX_ARRAY_BYTES)) if packed else path) as file,
+        ):
             for batch in file.iter_batches(1_000):
                 for row in batch.to_pylist():
                     self._row += 1

@@ -22,11 +22,14 @@ from urllib.parse import quote
 from lxml import etree
 
 from llm_core.contract import BadInput
+from llm_core.data.packed import Bounded
 from llm_core.data.sources.download import DownloadFailed, Patience, client, download
 from llm_core.data.sources.reach import reachable
 from llm_core.data.sources.rows import Row
 from llm_core.parallel import batched, map_ordered
 
+MAX_PAGE_BYTES = 256_000_000
+"""Bytes of one page of a dump after decompression; the largest that stand there have a few million."""
 BATCH_PAGES = 64
 _CANONICAL = ("File", "Image", "Media", "Category")
 _UNSEEN_TAGS = frozenset({"ref", "table", "gallery", "math", "timeline", "score", "syntaxhighlight", "imagemap"})
@@ -106,7 +109,8 @@ class Dump:
         """Pages of the article namespace, without redirects; the others are counted."""
         unseen = list(_CANONICAL)
         try:
-            with bz2.open(self._path) as file:
+            with bz2.open(self._path) as packed:
+                file = Bounded(packed, MAX_PAGE_BYTES)
                 tags = ("{*}base", "{*}namespace", "{*}page")
                 for _, element in etree.iterparse(file, tag=tags, resolve_entities=False, huge_tree=True):
                     kind = etree.QName(element).localname
@@ -120,6 +124,7 @@ class Dump:
                         if article is not None:
                             yield article
                         _forget(element)
+                    file.restart()
         except (OSError, EOFError, etree.XMLSyntaxError) as error:
             self.fault = f"the dump cannot be read further ({error})"  # told when all before it is written
 
@@ -180,7 +185,7 @@ def fetched(source: str, dump: str, folder: Path, tell: Callable[[int], None]) -
         if not reachable(dump):
             raise BadInput(f"acquire.sources: {source!r}: {dump} cannot be reached")
         folder.mkdir(parents=True, exist_ok=True)
-        with client() as session:
+        with client(home=dump) as session:
             try:
                 download(session, dump, target, patience=Patience(), tell=tell)
             except DownloadFailed as error:
