@@ -27,6 +27,7 @@ from llm_core import artifacts
 
 HOST = "127.0.0.1"
 PATIENCE_S = 120.0
+PORTS_TRIED = 3
 
 
 @dataclass(frozen=True)
@@ -249,16 +250,35 @@ def free_port(wanted: int) -> int:
 
 
 def _wait_until_ready(project: Path, server: Server) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    url = _state(project, server)["url"] + server.health
+    """Wait until the server answers. One whose port was taken in the meantime is started again on another."""
+    deadline, attempts = time.monotonic() + PATIENCE_S, PORTS_TRIED
     log = project / ".run" / f"{server.name}.log"
     while time.monotonic() < deadline:
-        if not _running(project, server):
-            raise ServerFailed(f"{server.name}: its server ended at once; see {log}")
-        if not server.health or answers(url):
+        state = _state(project, server)
+        process = _running(project, server)
+        if process is None:
+            attempts -= 1
+            if attempts == 0 or not server.health or free_port(int(state["port"])) == int(state["port"]):
+                raise ServerFailed(f"{server.name}: its server ended at once; see {log}")
+            _start(project, server)
+        elif not server.health or (answers(state["url"] + server.health) and _listens(process, int(state["port"]))):
             return
         time.sleep(0.2)
-    raise ServerFailed(f"{server.name}: no answer from {url} within {PATIENCE_S:.0f} s; see {log}")
+    raise ServerFailed(f"{server.name}: no answer from {state['url']} within {PATIENCE_S:.0f} s; see {log}")
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    """Whether it is this process, or one it started, that listens there: two projects may have found one port free."""
+    with suppress(psutil.NoSuchProcess):
+        for member in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                try:
+                    found = member.net_connections("tcp")
+                except psutil.AccessDenied:
+                    return True  # macOS tells it to root alone
+                if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found):
+                    return True
+    return False
 
 
 def answers(url: str) -> bool:

@@ -58,3 +58,40 @@ def test_stopping_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     process.wait(5)
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
     assert not (tmp_path / ".run" / "mlflow.json").exists()
+
+
+SLOW_SERVER = """
+import http.server, sys, time
+time.sleep(1)
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer.allow_reuse_address = False
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+"""
+
+
+def test_two_projects_that_found_the_same_port_free_get_a_server_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both start before either listens; the one that comes second must neither fail nor take the other for its own."""
+    with socket.socket() as free:
+        free.bind((servers.HOST, 0))
+        wanted = servers.Server("mlflow", free.getsockname()[1], "/health", "", "")
+    line = [sys.executable, "-c", SLOW_SERVER]
+    monkeypatch.setattr(servers, "command", lambda folder, server, port: ([*line, str(port)], {}))
+    projects = [tmp_path / "one", tmp_path / "two"]
+    try:
+        for project in projects:
+            project.mkdir()
+            servers._start(project, wanted)
+        assert len({servers._state(project, wanted)["url"] for project in projects}) == 1
+        for project in projects:
+            servers._wait_until_ready(project, wanted)
+        urls = {servers._state(project, wanted)["url"] for project in projects}
+        assert len(urls) == 2
+        assert all(servers.answers(f"{url}/health") for url in urls)
+    finally:
+        for project in projects:
+            servers.stop(project, (wanted,))
