@@ -105,9 +105,14 @@ def read_manifest(product: Path, kind: str | None = None) -> dict[str, Any]:
     path = product / MANIFEST
     if not path.is_file():
         raise BrokenProduct(f"{product}: no whole product here (no {MANIFEST}); run the stage that makes it")
-    manifest: dict[str, Any] = json.loads(path.read_text())
-    if kind is not None and manifest["kind"] != kind:
-        raise BrokenProduct(f"{product}: holds {manifest['kind']!r}, not {kind!r}")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        known, _ = manifest["kind"], manifest["facts"]
+        _ = [(entry["bytes"], entry["sha256"]) for entry in manifest["files"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenProduct(f"{path}: damaged: it is no manifest ({type(error).__name__}: {error})") from error
+    if kind is not None and known != kind:
+        raise BrokenProduct(f"{product}: holds {known!r}, not {kind!r}")
     return manifest
 
 

@@ -39,7 +39,7 @@ if __name__ == "__main__":  # before the heavy imports, which take seconds in wh
 from llm_core import artifacts
 from llm_core.contract import BadInput, Event, Metric, Note, Progress, Resumed, Stop
 from llm_core.pipeline import Stage, stage
-from tasks import gpus, record, tracking
+from tasks import damage, gpus, record, tracking
 from tasks.workspace import Workspace
 
 
@@ -101,6 +101,7 @@ def _run_alone(space: Workspace, row: Stage) -> None:
     config = space.config(row.verb)
     if os.environ.get(record.REFRESH) == row.verb:
         config = config.model_copy(update={"refresh": True})
+    damage.check_inputs(space, row)
     inputs = space.inputs(row)
     fingerprint = space.fingerprint(row, inputs)
     space.drop_finished_scratch(row, keep=fingerprint)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from llm_core.contract import BadInput
 from llm_core.pipeline import stage
-from tasks import processes
+from tasks import damage, processes
 from tasks.freshness import Freshness
 from tasks.record import REFRESH
 from tasks.workspace import Workspace
@@ -59,9 +59,13 @@ def perform(
         return Outcome("fresh")
     display.begin(verb, why)
     if force:
+        damage.drop_damaged(space, stage(verb))
         space.drop_finished_scratch(stage(verb))  # else its last resume point would be taken for the work asked for
     began = time.monotonic()
     started = _run_child(space, verb, display, force=force or refresh, refresh=refresh)
+    if damage.mended(space, stage(verb)):  # DVC linked a damaged object of its cache; that is gone, so it is made anew
+        started = _run_child(space, verb, display, force=False, refresh=refresh)
+        damage.check(space, stage(verb).makes)
     outcome = Outcome("ran" if started else "restored", time.monotonic() - began)
     freshness.changed(verb)
     display.end(verb, outcome.state, outcome.seconds)

@@ -7,7 +7,6 @@ agree with each other and with the tokenizer beside them. That reads everything 
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -111,10 +110,7 @@ class Shards:
 
         Without `verify` only sizes are looked at: for whoever opened the same shards a moment before.
         """
-        try:
-            manifest = read_manifest(path, "shards")
-        except json.JSONDecodeError as error:
-            raise BrokenProduct(f"{path / 'manifest.json'}: it is no JSON") from error
+        manifest = read_manifest(path, "shards")
         wanted = {"dtype", "vocab_size", "vocabulary", "end_id", "kinds", "splits"}
         if lacking := sorted(wanted - set(manifest["facts"])):
             raise BrokenProduct(f"{path / 'manifest.json'}: it says nothing about {lacking[0]!r}; run tokenize again")

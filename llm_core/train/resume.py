@@ -6,11 +6,13 @@ Notable:
 - It holds whole tensors under the model's own names, so it does not depend on how many processes wrote it. Tensors come
   one by one and go to disk in files of at most 4 GB: no process ever holds a second copy of a large model.
 - Numbers are part of the names (step-00001200): the newest is found by looking, no pointer can disagree with it.
+- Sizes and SHA-256 of all files stand in the record, and the record's own.
 - A point that is damaged or of other settings is refused with its name, never overlooked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llm_core.artifacts import sha256
 from llm_core.contract import BadInput
 
 SHARD_BYTES = 4_000_000_000
@@ -76,7 +79,7 @@ class Points:
 
 
 def _fill(folder: Path, tensors: Iterable[tuple[str, Tensor]], record: Mapping[str, Any], limit: int) -> None:
-    files: dict[str, int] = {}
+    files: dict[str, dict[str, Any]] = {}
     waiting: dict[str, Tensor] = {}
 
     def flush() -> None:
@@ -84,7 +87,7 @@ def _fill(folder: Path, tensors: Iterable[tuple[str, Tensor]], record: Mapping[s
 
         name = f"tensors-{len(files) + 1:05d}.safetensors"
         save_file(waiting, folder / name)
-        files[name] = (folder / name).stat().st_size
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         _sync(folder / name)
         waiting.clear()
 
@@ -98,10 +101,17 @@ def _fill(folder: Path, tensors: Iterable[tuple[str, Tensor]], record: Mapping[s
         held += size
     if waiting:
         flush()
-    text = json.dumps({"files": files, "record": dict(record)}, sort_keys=True)
+    whole = {"files": files, "record": dict(record), "sha256": _digest(files, record)}
+    text = json.dumps(whole, sort_keys=True)
     (folder / RECORD).write_text(text)
     _sync(folder / RECORD)
     _sync(folder)
+
+
+def _digest(files: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """SHA-256 of what a record says: a digit that flips in it would otherwise be believed."""
+    said = json.loads(json.dumps([files, dict(record)]))  # as it will be read: keys are text there
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -120,13 +130,18 @@ class Point:
         try:
             content = json.loads((path / RECORD).read_text())
             self.record: dict[str, Any] = content["record"]
-            self.files: dict[str, int] = content["files"]
+            self.files: dict[str, dict[str, Any]] = content["files"]
+            whole = content["sha256"] == _digest(self.files, self.record)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.broken(f"{RECORD} is missing or unreadable") from error
-        for name, size in self.files.items():
+        if not whole:
+            raise self.broken(f"{RECORD}: its bytes changed after it was written")
+        for name, entry in self.files.items():
             file = path / name
-            if not file.is_file() or file.stat().st_size != size:
+            if not file.is_file() or file.stat().st_size != entry["bytes"]:
                 raise self.broken(f"{name} is missing or cut short")
+            if sha256(file) != entry["sha256"]:
+                raise self.broken(f"{name}: its bytes changed after it was written")
 
     def broken(self, why: str) -> BadInput:
         """The sentence for a point that cannot be used."""

@@ -1,0 +1,94 @@
+"""Bytes that changed by themselves: a product is looked at before it is read and after DVC has put it in its place.
+
+DVC takes a file whose time and size did not change for unchanged, and an object of its cache that is write-protected
+for whole: it would link a damaged object into a workspace, also over a product that was made a moment before. A
+product's own manifest knows better, and its maker's report knows the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from llm_core import artifacts
+from llm_core.artifacts import BrokenProduct
+from llm_core.pipeline import PIPELINE, Stage
+from tasks.workspace import Workspace
+
+
+def check(space: Workspace, product: str) -> None:
+    """Read a product's every byte. Raises `BrokenProduct`, with what mends it."""
+    maker = next(row for row in PIPELINE if row.makes == product)
+    mend = f"`groundup run {maker.verb} --force {maker.verb}` makes it anew"
+    folder = space.product(product)
+    try:
+        artifacts.verify(folder)
+    except BrokenProduct as error:
+        raise BrokenProduct(f"{error}; {mend}") from error
+    report = space.read_report(maker.verb)
+    if report is not None and report["product"] != artifacts.digest(folder):
+        raise BrokenProduct(f"{folder / artifacts.MANIFEST}: not the one that {maker.verb} wrote; {mend}")
+
+
+def check_inputs(space: Workspace, stage: Stage) -> None:
+    """Raise `BrokenProduct` unless everything that the stage reads is what its maker wrote."""
+    for need in stage.needs:
+        check(space, need)
+
+
+def mended(space: Workspace, stage: Stage) -> bool:
+    """Whether the stage's product was damaged and is gone now, its bad objects in DVC's cache with it."""
+    try:
+        check(space, stage.makes)
+    except BrokenProduct:
+        drop_damaged(space, stage)
+        shutil.rmtree(space.product(stage.makes), ignore_errors=True)
+        space.report(stage.verb).unlink(missing_ok=True)
+        return True
+    return False
+
+
+def drop_damaged(space: Workspace, stage: Stage) -> list[Path]:
+    """Remove from DVC's cache what no longer has the MD5 that it is named by, of this stage's outputs; what it was.
+
+    An object that is there is never written again, so a damaged one would outlive every rerun.
+    """
+    cache = _cache(space)
+    removed = []
+    for address in _addresses(space, stage):
+        listing = cache / address[:2] / address[2:]
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a damaged listing names nothing
+            for entry in json.loads(listing.read_bytes()) if address.endswith(".dir") else []:
+                removed += _drop_if_damaged(cache / entry["md5"][:2] / entry["md5"][2:], entry["md5"])
+        removed += _drop_if_damaged(listing, address.removesuffix(".dir"))
+    return removed
+
+
+def _drop_if_damaged(path: Path, md5: str) -> list[Path]:
+    if not path.is_file():
+        return []
+    with open(path, "rb") as handle:
+        if hashlib.file_digest(handle, "md5").hexdigest() == md5:
+            return []
+    path.unlink()
+    return [path]
+
+
+def _addresses(space: Workspace, stage: Stage) -> list[str]:
+    """What DVC calls the stage's outputs, as dvc.lock has them."""
+    import yaml
+
+    lock = space.root / "dvc.lock"
+    content = (yaml.safe_load(lock.read_text()) if lock.is_file() else None) or {}
+    outs = content.get("stages", {}).get(stage.verb, {}).get("outs", [])
+    return [entry["md5"] for entry in outs if "md5" in entry]
+
+
+def _cache(space: Workspace) -> Path:
+    from dvc.repo import Repo
+
+    with Repo(str(space.root)) as repo:
+        return Path(repo.cache.local.path)
