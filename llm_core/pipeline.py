@@ -41,10 +41,10 @@ class Stage:
 
 PIPELINE: tuple[Stage, ...] = (
     Stage("acquire", "llm_core.data.acquire", AcquireConfig, (), "raw",
-          "crawl the web, read public datasets and files"),
+          "crawl the web, read public datasets and files", {"forget": "forget.txt"}),
     Stage("clean", "llm_core.data.clean", CleanConfig, ("raw",), "corpus",
           "extract text, repair characters, filter, drop duplicates; every drop keeps its reason",
-          {"rules": "rules", "lists": "lists", "heldout": "heldout"}),
+          {"rules": "rules", "lists": "lists", "heldout": "heldout", "forget": "forget.txt"}),
     Stage("tokenize", "llm_core.data.tokenize", TokenizeConfig, ("corpus",), "shards",
           "train the tokenizer, write token shards, split off validation"),
     Stage("pretrain", "llm_core.train.pretrain", PretrainConfig, ("shards",), "base", "train the model on all pages"),

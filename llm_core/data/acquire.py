@@ -10,6 +10,8 @@ from typing import Any
 
 from llm_core.artifacts import new_product
 from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
+from llm_core.data import forget_list
+from llm_core.data.forget_raw import sweep
 from llm_core.data.sources import bookcorpus, common_crawl, embedded, problems, wikipedia
 from llm_core.data.sources.download import Patience
 from llm_core.data.sources.files import FileRows, FilesOptions
@@ -45,18 +47,26 @@ Counts = dict[str, float]
 DatasetSource = HuggingFaceSource | FilesSource | CommonCrawlSource | WikipediaSource | BookCorpusSource
 
 
-def run(config: AcquireConfig, *, out: Path, scratch: Path, emit: Emit) -> Report:
-    """Fill `out` with one directory a source: WARC segments and pages.parquet, or rows as Parquet."""
+def run(config: AcquireConfig, *, forget: Path | None = None, out: Path, scratch: Path, emit: Emit) -> Report:
+    """Fill `out` with one directory a source: WARC segments and pages.parquet, or rows as Parquet.
+
+    What the list in the file `forget` names is not asked for, and taken out of what is there.
+    """
+    forgotten = forget_list.read(forget)
     facts: dict[str, Any] = {"sources": {}}
     table: list[Row] = []
     unreadable: list[Row] = []
     crawls: list[Crawled] = []
+    lost: list[str] = []
     with new_product(out, "raw", facts) as product:
         for source in config.sources:
             folder = product / source.name
             folder.mkdir()
-            gathered = _acquire(source, config, folder, scratch, emit, crawls)
+            gathered = _acquire(source, config, folder, scratch, emit, crawls, forget)
             counts = gathered.counts
+            for kind, count in sweep(folder, forgotten).items():
+                counts |= {kind: counts[kind] - count, f"forgotten {kind}": float(count)}
+                lost.append(source.name)
             for note in gathered.notes:
                 emit(Note(note))
             unreadable += [{"source": source.name, **row} for row in gathered.unreadable]
@@ -68,6 +78,9 @@ def run(config: AcquireConfig, *, out: Path, scratch: Path, emit: Emit) -> Repor
             table.append({"source": source.name, "kind": source.kind, "licence": source.licence, **counts, **ended})
     for crawled in crawls:
         delivered(crawled.job)
+    for name in lost:  # what was gathered to go on with after a kill holds it still
+        for path in scratch.glob(f"{name}-*"):
+            shutil.rmtree(path, ignore_errors=True)
     units = ("pages", "documents", "dialogues", "preferences")
     metrics = {unit: float(sum(float(str(row.get(unit, 0))) for row in table)) for unit in units}
     tables: dict[str, list[Row]] = {"sources": table}
@@ -86,14 +99,20 @@ def _how_it_ended(counts: Counts) -> str:
 
 
 def _acquire(
-    source: Source, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit, crawls: list[Crawled]
+    source: Source,
+    config: AcquireConfig,
+    folder: Path,
+    scratch: Path,
+    emit: Emit,
+    crawls: list[Crawled],
+    forget: Path | None,
 ) -> Gathered:
     """Fill a source's folder; a crawl is added to `crawls`."""
     match source:
         case EmbeddedSource():
-            return _embedded(source, config, folder, scratch, emit, crawls)
+            return _embedded(source, config, folder, scratch, emit, crawls, forget)
         case WebSource():
-            job = web_job(source, config.store / source.name, refresh=config.refresh)
+            job = web_job(source, config.store / source.name, refresh=config.refresh, forget=forget)
             crawled = _crawl(source.name, job, source.max_pages, scratch, emit)
             return _snapshot(crawled, folder, source.licence, crawls)
         case ProblemsSource():
@@ -104,7 +123,13 @@ def _acquire(
 
 
 def _embedded(
-    source: EmbeddedSource, config: AcquireConfig, folder: Path, scratch: Path, emit: Emit, crawls: list[Crawled]
+    source: EmbeddedSource,
+    config: AcquireConfig,
+    folder: Path,
+    scratch: Path,
+    emit: Emit,
+    crawls: list[Crawled],
+    forget: Path | None,
 ) -> Gathered:
     rendered = scratch / f"{source.name}-site"
     emit(Progress(0, None, "pages", {"source": source.name, "doing": "rendering the documentation"}))
@@ -125,6 +150,7 @@ def _embedded(
             proxy=proxy,
             respect=("nofollow",),  # the index says noindex: clean leaves it out
             refresh=config.refresh,
+            forget=str(forget) if forget else None,
         )
         ended = _crawl(source.name, job, site.pages, scratch, emit)
     gathered = _snapshot(ended, folder, source.licence, crawls, embedded.group_of)
@@ -145,7 +171,7 @@ def _embedded(
     return gathered
 
 
-def web_job(source: WebSource, store: Path, *, refresh: bool = False) -> CrawlJob:
+def web_job(source: WebSource, store: Path, *, refresh: bool = False, forget: Path | None = None) -> CrawlJob:
     """The crawl that a web source's settings describe, into a store."""
     return CrawlJob(
         store=str(store),
@@ -170,6 +196,7 @@ def web_job(source: WebSource, store: Path, *, refresh: bool = False) -> CrawlJo
         timeout=source.timeout_seconds,
         max_bytes=source.max_bytes,
         refresh=refresh,
+        forget=str(forget) if forget else None,
     )
 
 

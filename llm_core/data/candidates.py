@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from llm_core.data import decontaminate, dialogues, spill
+from llm_core.data import decontaminate, dialogues, forget_list, spill
 from llm_core.data.document import KINDS, identity
 from llm_core.data.filters import listed_url
 from llm_core.data.minhash import signatures
@@ -24,6 +24,7 @@ TASK_BYTES = 4_000_000
 """Text that a worker takes at once, about."""
 CARRIED_BYTES = 64_000_000
 """Row groups larger than this are read once, here, and carried to the workers."""
+FORGOTTEN = "forgotten"
 PAGES = 16
 """Pages that a worker takes at once: they cost far more than their rows weigh."""
 
@@ -62,6 +63,7 @@ class Task:
     """Validation, feedback: shares of groups."""
     held_out: HeldOut = HeldOut()
     near_duplicates: bool = True
+    forget: Path | None = None
     row_group: int = 0
     start: int = 0
     count: int = 0
@@ -104,8 +106,11 @@ def _documents(task: Task, rows: Sequence[dict[str, Any]]) -> list[spill.Record]
     wanted = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     warc = task.path.parent / "warc" if task.path.stem == "pages" else None
     prepared = iter(prepare(Batch(task.name, wanted, task.options, warc))[1])
+    forgotten = forget_list.read(task.forget)
     candidates = [
-        next(prepared) if reason is None else Candidate(row["url"], "", reason, digest=row.get("digest"))
+        _unless_forgotten(next(prepared), forgotten)
+        if reason is None
+        else Candidate(row["url"], "", reason, digest=row.get("digest"))
         for row, reason in zip(rows, reasons, strict=True)
     ]
     good = [place for place, candidate in enumerate(candidates) if candidate.reason is None]
@@ -116,6 +121,16 @@ def _documents(task: Task, rows: Sequence[dict[str, Any]]) -> list[spill.Record]
         found, there = signatures([candidates[place].text for place in stay])
         signed = {place: found[at].tobytes() for at, place in enumerate(stay) if there[at]}
     return [_document(candidate, signed.get(place), hits.get(place, [])) for place, candidate in enumerate(candidates)]
+
+
+def _unless_forgotten(candidate: Candidate, forgotten: forget_list.Forgotten) -> Candidate:
+    """The candidate, or, if the forget list names its address, its raw digest or its text, what may be told of it."""
+    if not forgotten:
+        return candidate
+    key = identity(candidate.text) if candidate.reason is None and forgotten.documents else None
+    if not forgotten.holds(candidate.url, candidate.digest, key):
+        return candidate
+    return Candidate(candidate.url, "", FORGOTTEN, digest=candidate.digest)
 
 
 def _hits(task: Task, texts: Sequence[str]) -> list[list[list[str]]]:
@@ -159,9 +174,12 @@ def _conversations(task: Task, rows: Sequence[dict[str, Any]]) -> Iterator[spill
     clean = dialogues.dialogue if task.kind == "dialogues" else dialogues.preference
     spoken = "messages" if task.kind == "dialogues" else "prompt"
     found = []
+    forgotten = forget_list.read(task.forget)
     for row in rows:
         digest = row.pop("digest", None) or xxhash.xxh3_128_hexdigest(json.dumps(row, sort_keys=True).encode())
         cleaned, reason = clean(row, task.name, task.shares)
+        if forgotten.holds(cleaned["url"], digest, cleaned["id"]):
+            reason, cleaned = FORGOTTEN, cleaned | {spoken: [], "group": ""}
         found.append((cleaned | {"digest": digest}, reason))
     texts = [
         "\n".join([*(message["content"] for message in cleaned[spoken]), cleaned.get("chosen", "")])

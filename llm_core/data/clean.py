@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from llm_core.artifacts import new_product, read_manifest
 from llm_core.contract import BadInput, Emit, Progress, Report, Row
-from llm_core.data import minhash
+from llm_core.data import forget_list, minhash
 from llm_core.data.assemble import Assembly, SourceRules
 from llm_core.data.candidates import HeldOut, Task, divided, index_of, work
 from llm_core.data.characters import CharacterOptions
@@ -47,16 +47,21 @@ def run(
     rules: Path,
     lists: Path,
     heldout: Path,
+    forget: Path | None = None,
     out: Path,
     scratch: Path,
     emit: Emit,
 ) -> Report:
-    """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet."""
+    """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet.
+
+    What the list in the file `forget` names is dropped as "forgotten", and leaves no excerpt.
+    """
+    forget_list.read(forget)  # what is wrong with the list is said before the work begins
     raw, rules, lists = raw.resolve(), rules.resolve(), lists.resolve()  # workers may have another current directory
     sources = _sources(config, raw)
     with _empty(scratch.resolve() / "records") as folder:
         found = Findings(folder)
-        tasks = _tasks(config, sources, raw, rules, lists, _held_out(config, heldout.resolve()), folder)
+        tasks = _tasks(config, sources, raw, rules, lists, _held_out(config, heldout.resolve()), folder, forget)
         _find(found, tasks, config.workers, _rows_of(raw, sources), emit)
         index, signature = found.ordered()
         copies = _copies(config, index, signature, found.signatures)
@@ -118,6 +123,7 @@ def _tasks(
     lists: Path,
     held_out: HeldOut,
     folder: Path,
+    forget: Path | None,
 ) -> Iterator[Task]:
     for number, path in _files(raw, sources):
         yield from divided(
@@ -130,6 +136,7 @@ def _tasks(
                 shares=(config.validation_share, config.feedback_share),
                 held_out=held_out,
                 near_duplicates=config.near_duplicates.drop,
+                forget=forget.resolve() if forget else None,
             )
         )
 

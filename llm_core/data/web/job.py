@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_core.data import forget_list
 from llm_core.data.web.frontier import Budgets
 from llm_core.data.web.urls import Scope, canonical, host_of
 
@@ -41,6 +42,8 @@ class CrawlJob:
     max_bytes: int = 5_000_000
     proxy: str | None = None
     refresh: bool = False
+    forget: str | None = None
+    """File of the forget list: what it names is not asked for, and not in a snapshot."""
 
     @property
     def user_agent(self) -> str:
@@ -68,9 +71,10 @@ class CrawlJob:
         return Scope([*map(host_of, self.starts()), *self.hosts], self.allow, self.deny)
 
     def admits(self) -> Callable[[str], bool]:
-        """Which canonical URLs belong to this crawl; a start URL always does."""
+        """Which canonical URLs belong to this crawl; a start URL does, unless it is to be forgotten."""
         starts, scope = frozenset(self.starts()), self.scope()
-        return lambda url: url in starts or scope.admits(url)
+        forgotten = forget_list.read(Path(self.forget) if self.forget else None)
+        return lambda url: (url in starts or scope.admits(url)) and not forgotten.names(url)
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
