@@ -38,13 +38,16 @@ def run(
     ] = None,
     force: Annotated[list[str] | None, typer.Option(help="Run this stage even if it is fresh.")] = None,
     name: Annotated[str | None, typer.Option(help="The experiment's name.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="A Dask scheduler, tcp://HOST:PORT, for the data stages.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Bring the model up to date: run what is stale, restore what is cached, leave what is fresh."""
     from flows import running
 
     raise typer.Exit(
-        running.run(_project(), stages or [], preset, assign or [], force or [], name=name, as_json=as_json)
+        running.run(
+            _project(), stages or [], preset, assign or [], force or [], name=name, cluster=cluster, as_json=as_json
+        )
     )
 
 

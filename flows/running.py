@@ -17,7 +17,7 @@ from llm_core.contract import BadInput
 from llm_core.pipeline import PIPELINE, stage
 from tasks import experiments, tracking
 from tasks.summary import Summary
-from tasks.workspace import Workspace
+from tasks.workspace import CLUSTER, Workspace
 
 
 def run(
@@ -28,6 +28,7 @@ def run(
     force: list[str],
     *,
     name: str | None = None,
+    cluster: str | None = None,
     as_json: bool = False,
 ) -> int:
     """Check everything that was said, start the servers, run the flow, print where to look. The exit code."""
@@ -35,6 +36,9 @@ def run(
     for verb in (*stages, *force):
         stage(verb)
     space = Workspace.at(project)
+    if cluster:
+        os.environ[CLUSTER] = cluster  # the stages' processes inherit it; params.yaml stays, and so nothing is stale
+        space.config("clean")
     space.configs()
     if preset or assignments or name:
         chosen = experiments.overrides(project, preset, assignments)

@@ -9,8 +9,10 @@ from pathlib import Path
 from llm_core import artifacts
 from llm_core.pipeline import Stage
 
-# A change in these cannot change a product: types only, and a map whose results come back in order.
-NEUTRAL = frozenset({"llm_core/contract.py", "llm_core/parallel.py"})
+# A change in these cannot change a product: types only, and maps whose results come back in order.
+NEUTRAL = frozenset(
+    {"llm_core/contract.py", "llm_core/parallel.py", "llm_core/cluster.py", "llm_core/settings/cluster.py"}
+)
 
 
 def code_files(stage: Stage, root: Path) -> list[Path]:

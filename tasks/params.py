@@ -16,8 +16,12 @@ from pydantic import ValidationError
 from llm_core.contract import BadInput, Config
 from llm_core.pipeline import PIPELINE
 from llm_core.release.options import GateOptions
+from llm_core.settings.cluster import ClusterSettings
 
 SECTIONS: dict[str, type[Config]] = {row.verb: row.config for row in PIPELINE} | {"promote": GateOptions}
+
+CLUSTER = "cluster"
+"""A section that may be left out and that no stage depends on: it says where work is done, not what."""
 
 Params = dict[str, Any]
 
@@ -40,15 +44,17 @@ def read(path: Path) -> Params:
 def check(params: Params, source: str) -> dict[str, Config]:
     """A checked Config for every section; absent sections take their defaults. Raises `BadInput`."""
     for section in params:
-        if section not in SECTIONS:
+        if section not in (*SECTIONS, CLUSTER):
             raise BadInput(f"{source}: unknown section {section!r}; the sections are {', '.join(SECTIONS)}")
+    section_config(CLUSTER, params, source)
     return {section: section_config(section, params, source) for section in SECTIONS}
 
 
 def section_config(section: str, params: Params, source: str) -> Config:
     """The checked Config of one section. Raises `BadInput`."""
     try:
-        return SECTIONS[section].model_validate(params.get(section) or {})
+        kind = ClusterSettings if section == CLUSTER else SECTIONS[section]
+        return kind.model_validate(params.get(section) or {})
     except ValidationError as error:
         raise BadInput(f"{source}: {_sentence(section, error)}") from None
 

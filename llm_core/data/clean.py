@@ -3,15 +3,17 @@
 Workers read, extract, mend, filter and sign each document alone, and lay it down in scratch. From their index, in the
 order of source and URL, it is decided which copies stay; then the corpus is written in that order. So neither the
 number of workers nor the order of the raw rows changes the corpus, and memory holds an index, never the texts.
-Every document that is dropped stands in dropped.parquet with its reason.
+Every document that is dropped stands in dropped.parquet with its reason. A run that was cut off goes on behind what its
+workers had laid down.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llm_core.artifacts import new_product, read_manifest
-from llm_core.contract import BadInput, Emit, Progress, Report, Row
-from llm_core.data import forget_list, minhash
+from llm_core.artifacts import digest, dump_json, new_product, read_manifest
+from llm_core.cluster import Crew, crew
+from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
+from llm_core.data import minhash
 from llm_core.data.assemble import Assembly, SourceRules
 from llm_core.data.candidates import HeldOut, Task, divided, index_of, work
 from llm_core.data.characters import CharacterOptions
@@ -33,8 +36,7 @@ from llm_core.data.document import KINDS
 from llm_core.data.filters import C4Limits, FilterOptions, FineWebLimits, QualityLimits, RepetitionLimits, UrlLists
 from llm_core.data.pii import MaskOptions
 from llm_core.data.prepare import PrepareOptions
-from llm_core.data.spill import Findings, Records
-from llm_core.parallel import map_ordered
+from llm_core.data.spill import Findings, Journal, Records
 from llm_core.settings.clean import CleanConfig, FilterSettings, SourceSettings
 
 LARGEST_CLUSTERS = 20
@@ -47,42 +49,39 @@ def run(
     rules: Path,
     lists: Path,
     heldout: Path,
-    forget: Path | None = None,
     out: Path,
     scratch: Path,
     emit: Emit,
 ) -> Report:
-    """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet.
-
-    What the list in the file `forget` names is dropped as "forgotten", and leaves no excerpt.
-    """
-    forget_list.read(forget)  # what is wrong with the list is said before the work begins
+    """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet."""
     raw, rules, lists = raw.resolve(), rules.resolve(), lists.resolve()  # workers may have another current directory
     sources = _sources(config, raw)
-    with _empty(scratch.resolve() / "records") as folder:
-        found = Findings(folder)
-        tasks = _tasks(config, sources, raw, rules, lists, _held_out(config, heldout.resolve()), folder, forget)
-        _find(found, tasks, config.workers, _rows_of(raw, sources), emit)
-        index, signature = found.ordered()
-        copies = _copies(config, index, signature, found.signatures)
-        facts = _facts(config, raw)
-        with new_product(out, "corpus", facts) as product:
-            with Corpus(product) as corpus, Records(folder) as records:
-                assembly = Assembly(
-                    corpus,
-                    [_rules_of(config, source) for source in sources],
-                    copies,
-                    again=config.drop_duplicates,
-                    validation=config.validation_share,
-                )
-                assembly.run(index, records, lambda done: emit(_written(done, len(index), corpus)))
-            facts |= {**corpus.facts(), **assembly.removed}
-            if not corpus.total("documents") and not corpus.total("dialogues"):
-                reason = corpus.commonest()
-                raise BadInput(
-                    f"clean: nothing is left of {len(index)} pages and rows; the commonest reason is {reason}"
-                )
-    return _report(corpus, _clusters(copies, index, sources))
+    held_out = _held_out(config, heldout.resolve())
+    folder = scratch.resolve() / "records"
+    journal = Journal(folder, _key(config, raw))
+    found = Findings(folder)
+    tasks = _tasks(config, sources, raw, rules, lists, held_out, folder)
+    with crew(config.cluster.kind, config.cluster.address, config.workers) as workers:
+        _find(found, journal, tasks, workers, _rows_of(raw, sources), emit)
+    index, signature = found.ordered()
+    copies = _copies(config, index, signature, found.signatures)
+    facts = _facts(config, raw)
+    with new_product(out, "corpus", facts) as product:
+        with Corpus(product) as corpus, Records(folder) as records:
+            assembly = Assembly(
+                corpus,
+                [_rules_of(config, source) for source in sources],
+                copies,
+                again=config.drop_duplicates,
+                validation=config.validation_share,
+            )
+            assembly.run(index, records, lambda done: emit(_written(done, len(index), corpus)))
+        facts |= {**corpus.facts(), **assembly.removed}
+        if not corpus.total("documents") and not corpus.total("dialogues"):
+            reason = corpus.commonest()
+            raise BadInput(f"clean: nothing is left of {len(index)} pages and rows; the commonest reason is {reason}")
+    shutil.rmtree(folder)
+    return _report(corpus, _clusters(copies, index, sources), workers.table("rows"))
 
 
 def _sources(config: CleanConfig, raw: Path) -> list[str]:
@@ -93,15 +92,10 @@ def _sources(config: CleanConfig, raw: Path) -> list[str]:
     return sources
 
 
-@contextmanager
-def _empty(folder: Path) -> Iterator[Path]:
-    """A folder for the time being."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
+def _key(config: CleanConfig, raw: Path) -> str:
+    """Names what the records of a run say, so far as `scratch` itself may hold those of another."""
+    settings = config.model_dump(mode="json", exclude=set(config.how))
+    return hashlib.sha256(dump_json([settings, digest(raw)])).hexdigest()
 
 
 def _files(raw: Path, sources: Sequence[str]) -> Iterator[tuple[int, Path]]:
@@ -123,7 +117,6 @@ def _tasks(
     lists: Path,
     held_out: HeldOut,
     folder: Path,
-    forget: Path | None,
 ) -> Iterator[Task]:
     for number, path in _files(raw, sources):
         yield from divided(
@@ -136,7 +129,6 @@ def _tasks(
                 shares=(config.validation_share, config.feedback_share),
                 held_out=held_out,
                 near_duplicates=config.near_duplicates.drop,
-                forget=forget.resolve() if forget else None,
             )
         )
 
@@ -216,14 +208,20 @@ def _rules_of(config: CleanConfig, source: str) -> SourceRules:
     )
 
 
-def _find(found: Findings, tasks: Iterable[Task], workers: int, total: int, emit: Emit) -> None:
-    """Let workers prepare all rows."""
-    done = kept = 0
-    for rows, batch in map_ordered(work, tasks, workers=workers):
+def _find(found: Findings, journal: Journal, tasks: Iterable[Task], workers: Crew, total: int, emit: Emit) -> None:
+    """Let workers prepare all rows that the journal does not have."""
+    done = kept = before = 0
+    for batch in journal.read():
+        found.add(batch)
+        before, done, kept = before + 1, done + batch.num_rows, kept + batch["reason"].null_count
+    if before:
+        emit(Note(f"goes on behind {done:,} rows that were prepared before"))
+    for rows, batch in workers.map(work, islice(tasks, before, None), units=lambda result: result[0]):
+        journal.add(batch)
         found.add(batch)
         done += rows
         kept += batch["reason"].null_count
-        emit(Progress(done, total, "rows", {"kept": kept}))
+        emit(Progress(done, total, "rows", {"kept": kept, **workers.figures()}))
 
 
 def _written(done: int, total: int, corpus: Corpus) -> Progress:
@@ -278,7 +276,7 @@ def _clusters(copies: Duplicates, index: pa.Table, sources: Sequence[str]) -> li
     ]
 
 
-def _report(corpus: Corpus, clusters: list[Row]) -> Report:
+def _report(corpus: Corpus, clusters: list[Row], workers: list[Row]) -> Report:
     funnel: list[Row] = [
         {
             "what": what,
@@ -306,5 +304,5 @@ def _report(corpus: Corpus, clusters: list[Row]) -> Report:
     ]
     hits: list[Row] = [{"set": name, "hits": count} for name, count in sorted(corpus.hits.items())]
     tables = {"funnel": funnel, "reasons": reasons, "splits": splits}
-    tables |= {"clusters": clusters, "masked": masked, "contamination": hits}
+    tables |= {"clusters": clusters, "masked": masked, "contamination": hits, "workers": workers}
     return Report(metrics=metrics, tables={name: rows for name, rows in tables.items() if rows})

@@ -1,4 +1,4 @@
-"""Records that wait on disk: each worker appends to a file of its own, and hands back only where its records are.
+"""Records that wait on disk: each thread of a worker appends to a file of its own, and hands back only where they are.
 
 A record is a few fields as JSON and a text. What must be compared between documents stands in the index: 150 bytes a
 document and the length of its URL, as Arrow columns. Records are read again one by one in whatever order the corpus
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,8 +64,8 @@ class Record:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-@lru_cache(1)
-def _part_of(process: int) -> int:  # noqa: ARG001
+@lru_cache(1_000)
+def _part_of(process: int, thread: int) -> int:  # noqa: ARG001
     return uuid.uuid4().int & _HALF
 
 
@@ -72,8 +74,8 @@ def _file(folder: Path, part: int) -> Path:
 
 
 def write(folder: Path, source: int, records: Iterable[Record]) -> pa.RecordBatch:
-    """Append the records to this process's file in `folder`; returns their rows of the index, in order."""
-    part = _part_of(os.getpid())
+    """Append the records to this thread's file in `folder`; returns their rows of the index, in order."""
+    part = _part_of(os.getpid(), threading.get_ident())
     columns: dict[str, list[Any]] = {name: [] for name in INDEX.names}
     with open(_file(folder, part), "ab") as file:
         for record in records:
@@ -104,7 +106,7 @@ class Findings:
         self._batches: list[pa.RecordBatch] = []
         self._rows: list[NDArray[np.int64]] = []
         self._signed = 0
-        self.signatures.touch()
+        self.signatures.write_bytes(b"")
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take in the rows that `write` returned."""
@@ -125,6 +127,59 @@ class Findings:
         order = pc.sort_indices(table, sort_keys=keys)
         rows = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int64)
         return table.take(order), rows[order.to_numpy()]
+
+
+class Journal:
+    """Rows of the index as they were handed back, batch by batch, so that work that was cut off goes on behind them."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        """Those of the same `key` are kept; others, and the records they name, are removed."""
+        self._folder, self._path = folder, folder / "journal"
+        known = self._path.is_file() and next(self._entries(), (b"", 0))[0] == key.encode()
+        if not known:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            self._append(key.encode())
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        """The batches whose records are all there, in the order in which they were added; what follows is cut off."""
+        entries = self._entries()
+        _, whole = next(entries)
+        for data, end in entries:
+            batch = pa.ipc.open_stream(data).read_next_batch()
+            if not self._has(batch):
+                break
+            whole = end
+            yield batch
+        os.truncate(self._path, whole)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Write a batch down."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        self._append(sink.getvalue().to_pybytes())
+
+    def _append(self, data: bytes) -> None:
+        with open(self._path, "ab") as file:
+            file.write(len(data).to_bytes(8, "little") + xxhash.xxh3_64_digest(data) + data)
+
+    def _entries(self) -> Iterator[tuple[bytes, int]]:
+        """(data, where it ends) of each entry that was written whole."""
+        with open(self._path, "rb") as file:
+            while len(head := file.read(16)) == 16:
+                data = file.read(int.from_bytes(head[:8], "little"))
+                if xxhash.xxh3_64_digest(data) != head[8:]:
+                    return
+                yield data, file.tell()
+
+    def _has(self, batch: pa.RecordBatch) -> bool:
+        columns = (batch[name].to_pylist() for name in ("part", "offset", "fields", "size"))
+        ends: dict[int, int] = {}
+        for part, offset, fields, size in zip(*columns, strict=True):
+            ends[part] = max(ends.get(part, 0), offset + fields + size)
+        files = {_file(self._folder, part): end for part, end in ends.items()}
+        return all(path.is_file() and path.stat().st_size >= end for path, end in files.items())
 
 
 class Records:

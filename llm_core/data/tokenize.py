@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llm_core.artifacts import new_product, read_manifest
+from llm_core.cluster import Crew, crew
 from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
 from llm_core.data import bpe, vocabulary
 from llm_core.data.bpe import Tokenizer
@@ -20,7 +21,6 @@ from llm_core.data.encoding import Comparison, Plan, encode_dialogues, encode_do
 from llm_core.data.mixture import MixtureWriter, Sample, choose
 from llm_core.data.reading import Array, Survey, slices, survey, training_dialogues, training_documents
 from llm_core.data.shards import KINDS, SPLITS, ShardWriter, describe
-from llm_core.parallel import map_ordered
 from llm_core.settings.tokenize import TokenizeConfig
 
 ALONE_BYTES = 30_000_000
@@ -41,8 +41,9 @@ def run(config: TokenizeConfig, *, corpus: Path, out: Path, scratch: Path, emit:
     weights = _weights(config, said, found)
     tokenizer = _tokenizer(config, corpus, found, weights, emit)
     facts: dict[str, Any] = {**describe(tokenizer), "tokenizer": config.tokenizer}
-    workers = 1 if total < ALONE_BYTES else config.workers
-    with new_product(out, "shards", facts) as product:
+    alone = total < ALONE_BYTES and config.cluster.kind == "processes"
+    many = crew(config.cluster.kind, config.cluster.address, 1 if alone else config.workers)
+    with new_product(out.resolve(), "shards", facts) as product, many as workers:
         tokenizer.save(product / "tokenizer")
         plan = _plan(config, tokenizer, product / "tokenizer", scratch, found, weights)
         counts = _Counts(tokenizer)
@@ -51,7 +52,7 @@ def run(config: TokenizeConfig, *, corpus: Path, out: Path, scratch: Path, emit:
             raise BadInput("tokenize: the corpus holds no documents to train on")
         facts["dialogues"] = _dialogues(product, corpus, plan, counts, facts["dtype"], workers, emit)
         facts["empty_documents"] = counts.empty
-    return _report(facts, tokenizer, counts)
+    return _report(facts, tokenizer, counts, workers.table("bytes"))
 
 
 class _Counts:
@@ -132,13 +133,13 @@ def _plan(
 
 
 def _documents(
-    product: Path, corpus: Path, plan: Plan, counts: _Counts, dtype: str, workers: int, total: int, emit: Emit
+    product: Path, corpus: Path, plan: Plan, counts: _Counts, dtype: str, workers: Crew, total: int, emit: Emit
 ) -> dict[str, dict[str, Any]]:
     weights = {"train": plan.weights, "validation": {}}
     writers = {split: MixtureWriter(product, split, dtype, weights[split]) for split in SPLITS}
     done, tokens = 0, 0
     jobs = ((piece, plan) for piece in slices(corpus / "documents.parquet"))
-    for encoded in map_ordered(encode_documents, jobs, workers=workers):
+    for encoded in workers.map(encode_documents, jobs, units=lambda result: result.text_bytes):
         for part in encoded.parts:
             writers[part.split].add(part)
             tokens += len(part.ids)
@@ -147,17 +148,17 @@ def _documents(
         for source, comparison in encoded.compared.items():
             counts.compared.setdefault(source, Comparison()).add(comparison)
         done += encoded.text_bytes
-        emit(Progress(done, total, "bytes", {"tokens": tokens}))
+        emit(Progress(done, total, "bytes", {"tokens": tokens, **workers.figures()}))
     return {split: writer.close() for split, writer in writers.items()}
 
 
 def _dialogues(
-    product: Path, corpus: Path, plan: Plan, counts: _Counts, dtype: str, workers: int, emit: Emit
+    product: Path, corpus: Path, plan: Plan, counts: _Counts, dtype: str, workers: Crew, emit: Emit
 ) -> dict[str, dict[str, Any]]:
     writers = {split: ShardWriter(product, f"dialogues-{split}", dtype, extra=("mask", "kinds")) for split in SPLITS}
     kinds = {split: np.zeros(len(KINDS), dtype=np.int64) for split in SPLITS}
     jobs = ((piece, plan) for piece in slices(corpus / "dialogues.parquet"))
-    for found, uses in map_ordered(encode_dialogues, jobs, workers=workers):
+    for found, uses in workers.map(encode_dialogues, jobs, units=lambda _: 0):
         for part in found:
             writers[part.split].extend(part.ids, part.lengths, mask=part.mask, kinds=part.kinds)
             kinds[part.split] += np.bincount(part.kinds, minlength=len(KINDS))
@@ -172,7 +173,7 @@ def _dialogues(
     return facts
 
 
-def _report(facts: dict[str, Any], tokenizer: Tokenizer, counts: _Counts) -> Report:
+def _report(facts: dict[str, Any], tokenizer: Tokenizer, counts: _Counts, workers: list[Row]) -> Report:
     splits, dialogues = facts["splits"], facts["dialogues"]
     table: list[Row] = [
         {"split": split, "documents": entry["documents"], "tokens": entry["tokens"], "bytes": entry["bytes"]}
@@ -197,6 +198,7 @@ def _report(facts: dict[str, Any], tokenizer: Tokenizer, counts: _Counts) -> Rep
         "longest tokens": _longest(tokenizer, counts.uses),
         "dead tokens": [{"token": _shown(token), "id": tokenizer.ranks[token]} for token in dead[:SHOWN_TOKENS]],
     }
+    tables |= {"workers": workers} if workers else {}
     return Report(metrics={name: float(value) for name, value in metrics.items()}, tables=tables)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from llm_core.contract import Config
+from llm_core.settings.cluster import ClusterSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
@@ -233,6 +234,8 @@ def _embedded() -> dict[str, SourceSettings]:
 class CleanConfig(Config):
     """What `clean` does with the raw data."""
 
+    how: ClassVar[frozenset[str]] = Config.how | {"workers", "cluster"}
+
     default: SourceSettings = SourceSettings()
     """Settings of every source that `sources` does not name."""
     sources: dict[str, SourceSettings] = Field(default_factory=_embedded)
@@ -258,6 +261,8 @@ class CleanConfig(Config):
     """Share of problem groups set aside for votes, reward and align, 0 to below 0.5."""
     workers: int = Field(default=0, ge=0, le=1024)
     """Worker processes, up to 1024; 0 takes all cores. The corpus is the same for any number."""
+    cluster: ClusterSettings = ClusterSettings()
+    """Where the workers are; left out, the section `cluster` of params.yaml says it."""
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> CleanConfig:

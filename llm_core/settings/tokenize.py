@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from llm_core.contract import Config
+from llm_core.settings.cluster import ClusterSettings
 
 Weight = Annotated[float, Field(gt=0, le=1_000)]
 
 
 class TokenizeConfig(Config):
     """Which tokenizer, how it is trained, and how often each source is read."""
+
+    how: ClassVar[frozenset[str]] = Config.how | {"workers", "cluster"}
 
     tokenizer: Literal["own", "gpt2", "folder"] = "own"
     """own: a byte-level BPE trained on the corpus; gpt2: the 50,257 tokens of GPT-2; folder: one made before."""
@@ -39,6 +42,8 @@ class TokenizeConfig(Config):
     """Folder with the tokenizer.json to use where `tokenizer` is folder, such as an older data/shards/tokenizer."""
     workers: int = Field(default=0, ge=0, le=1024)
     """Worker processes, up to 1024; 0 takes all cores. The shards are the same for any number."""
+    cluster: ClusterSettings = ClusterSettings()
+    """Where the workers are; left out, the section `cluster` of params.yaml says it."""
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> TokenizeConfig:

@@ -1,0 +1,186 @@
+"""A Dask cluster of separate processes on loopback, raw data, and the two data stages that run on it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm_core import artifacts
+from llm_core.contract import Emit, Report
+from llm_core.data import clean, tokenize
+from llm_core.data.document import RAW_DOCUMENTS
+from llm_core.settings.clean import CleanConfig, FilterSettings, SourceSettings
+from llm_core.settings.cluster import ClusterSettings
+from llm_core.settings.tokenize import TokenizeConfig
+
+WORDS = [
+    "river",
+    "market",
+    "station",
+    "garden",
+    "harbour",
+    "winter",
+    "letter",
+    "window",
+    "kitchen",
+    "morning",
+    "teacher",
+    "machine",
+    "village",
+    "question",
+    "answer",
+    "silver",
+    "shadow",
+    "number",
+    "record",
+    "street",
+    "bridge",
+    "forest",
+    "island",
+    "engine",
+    "paper",
+    "summer",
+    "doctor",
+    "animal",
+    "colour",
+    "history",
+]
+
+
+@dataclass
+class DaskProcesses:
+    """A scheduler and workers, each a process of its own."""
+
+    folder: Path
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    address: str = ""
+
+    def start(self, count: int = 2) -> DaskProcesses:
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        log = self.folder / "scheduler.log"
+        while not (found := re.search(r"Scheduler at: +(tcp://\S+)", log.read_text())):
+            assert self.scheduler.poll() is None, log.read_text()
+            time.sleep(0.05)
+        self.address = found[1]
+        for _ in range(count):
+            self.add_worker()
+        return self
+
+    def add_worker(self) -> subprocess.Popen[bytes]:
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+        self.workers.append(self._start("worker", self.address, *options))
+        return self.workers[-1]
+
+    def stop(self) -> None:
+        for process in [*self.workers, self.scheduler]:
+            process.kill()
+            process.wait()
+
+    def _start(self, what: str, *options: str) -> subprocess.Popen[bytes]:
+        name = what if what == "scheduler" else f"worker-{len(self.workers)}"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "1h"}
+        with open(self.folder / f"{name}.log", "wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.dask_{what}", *options],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=environment,
+            )
+
+
+@pytest.fixture
+def dask(tmp_path: Path) -> Iterator[DaskProcesses]:
+    """Two workers, in a folder that is not the test's current directory."""
+    (tmp_path / "dask").mkdir()
+    cluster = DaskProcesses(tmp_path / "dask").start()
+    yield cluster
+    cluster.stop()
+
+
+def prose(number: int) -> str:
+    """A text of its own for each number, of some 120 words; a tenth differ from an earlier one in one word."""
+    import random
+
+    copied = number % 10 == 9
+    rng = random.Random(number - 9 if copied else number)
+    words = [rng.choice(WORDS) for _ in range(120)]
+    if copied:
+        words[60] = "altered"
+    return " ".join(words) + "."
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 documents with copies and near copies, in row groups of 40: ten tasks and more."""
+    folder = tmp_path_factory.mktemp("raw") / "raw"
+    rows = [{"url": f"https://a.example/{n}", "text": prose(n % 380), "content_type": "text/plain"} for n in range(400)]
+    with artifacts.new_product(folder, "raw", {"sources": {"a": {"kind": "files", "licence": "MIT"}}}) as product:
+        (product / "a").mkdir()
+        pq.write_table(
+            pa.Table.from_pylist(rows, RAW_DOCUMENTS), product / "a" / "documents.parquet", row_group_size=10
+        )
+    return folder
+
+
+@dataclass(frozen=True)
+class Stages:
+    """clean and tokenize into a folder; the digests of corpus and shards."""
+
+    raw: Path
+    folder: Path
+
+    def clean(self, cluster: str | None, emit: Emit = lambda _: None) -> Report:
+        for name in ("rules", "lists", "heldout", "scratch"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "heldout" / "set.txt").write_text(" ".join(prose(17).split()[20:50]) + "\n")
+        return clean.run(
+            clean_config(cluster), raw=self.raw, out=self.folder / "corpus", scratch=self.folder / "scratch", emit=emit,
+            **{name: self.folder / name for name in ("rules", "lists", "heldout")},
+        )  # fmt: skip
+
+    def tokenize(self, cluster: str | None, emit: Emit = lambda _: None) -> Report:
+        return tokenize.run(
+            TokenizeConfig(vocab_size=400, workers=1, cluster=where(cluster)),
+            corpus=self.folder / "corpus", out=self.folder / "shards", scratch=self.folder / "scratch", emit=emit,
+        )  # fmt: skip
+
+    def digests(self) -> tuple[str, str]:
+        return artifacts.digest(self.folder / "corpus"), artifacts.digest(self.folder / "shards")
+
+
+def where(cluster: str | None) -> ClusterSettings:
+    """One process here, or the cluster at an address."""
+    return ClusterSettings(kind="dask", address=cluster) if cluster else ClusterSettings()
+
+
+def clean_config(cluster: str | None) -> CleanConfig:
+    """One process here, or the cluster at an address."""
+    loose = SourceSettings(filters=FilterSettings(min_words=5, gopher_quality=False, gopher_repetition=False))
+    return CleanConfig(default=loose, workers=1, cluster=where(cluster))
+
+
+@pytest.fixture(scope="session")
+def alone(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Digests of corpus and shards that one process makes."""
+    stages = Stages(raw, tmp_path_factory.mktemp("alone"))
+    report = stages.clean(None)
+    assert report.metrics["near_duplicates"] > 10, "the data is what it should be"
+    stages.tokenize(None)
+    return stages.digests()
+
+
+@pytest.fixture
+def stages(raw: Path, tmp_path: Path) -> Callable[[str], Stages]:
+    """Stages in a folder of this name."""
+    return lambda name: Stages(raw, tmp_path / name)
