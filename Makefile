@@ -6,7 +6,7 @@
 #   make repro  the same job through DVC's door
 #   make soak   the tests that take longer
 #   make peers  .venv-peers: the programs that some benchmarks compare with and whose pins clash with ours
-# VENV= and PYTHON= choose the environment; TORCH_INDEX= chooses where torch comes from.
+# VENV= and PYTHON= choose the environment; TORCH_INDEX= chooses where torch comes from; WORKERS= how many processes test.
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -14,6 +14,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 
 .PHONY: run test check up down repro soak peers install
 
@@ -21,7 +22,7 @@ run: install
 	@$(BIN)/groundup run
 
 test: install
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak"
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 soak: install
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak

@@ -27,6 +27,20 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+LONG = ("test_readme.py", "flows", "browser", "deployments", "apps")
+"""Files and folders of tests that take minutes: they come first, so that two workers end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the long ones to the front; within a file the order stays."""
+
+    def rank(item: pytest.Item) -> int:
+        parts = item.path.relative_to(ROOT / "tests").parts
+        return next((place for place, name in enumerate(LONG) if name in parts), len(LONG))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's root directory."""

@@ -122,8 +122,8 @@ def disturb(
         print("; ".join(story))
         assert artifacts.digest(space.product("base")) == digest, story
         assert len([line for line in story if "kill " in line]) == len(kills)
-    leftovers = [p for p in psutil.process_iter(["cmdline"]) if "tasks.run" in (p.info["cmdline"] or [])
-                 and p.cwd().startswith(str(folder))]  # fmt: skip
+    leftovers = [p for p in psutil.process_iter(["cmdline", "cwd"]) if "tasks.run" in (p.info["cmdline"] or [])
+                 and (p.info["cwd"] or "").startswith(str(folder))]  # fmt: skip
     assert not leftovers
     api.until("the servers stand", lambda: servers.running(stack.root).keys() >= {"prefect", "mlflow", "worker"})
 
