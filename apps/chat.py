@@ -27,6 +27,7 @@ from filelock import Timeout
 
 from apps.answering import ANY, Draw, Models
 from llm_core.contract import BadInput
+from llm_core.release.card import markdown
 from tasks import exchanges, tracking
 from tasks.exchanges import Exchange, Judgement, Preference, Shown
 
@@ -188,7 +189,7 @@ def _asker(page: Page) -> Callable[..., Iterator[list[Any]]]:
         try:
             asked = page.ask(text, first, second)
         except (BadInput, ConnectionError) as error:
-            yield [None, "", "", f"{error}", *_buttons(False)]
+            yield [None, "", "", markdown(str(error)), *_buttons(False)]
             return
         exchange = asked["exchange"]
         text = "Both are done: vote." if exchange.left.text != exchange.right.text else "Both said the same: vote."
@@ -210,7 +211,7 @@ def _voter(page: Page, preference: Preference) -> Callable[..., list[Any]]:
             text = page.vote(asked, preference, request.username or name, why, edited, edited_of or "")
         except BadInput as error:
             text = str(error)
-        return [text, *_buttons(False)]
+        return [markdown(text), *_buttons(False)]
 
     return vote
 

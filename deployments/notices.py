@@ -5,6 +5,7 @@ The keeper asks Prefect's API, so every way of ending is told, also that of a ru
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import time
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llm_core import artifacts
 from llm_core.contract import BadInput
+from tasks.secrets import shown
 
 LOOK_EVERY_S = 3.0
 MOST = 200
@@ -83,7 +85,7 @@ class Notices:
         return list(reversed(json.loads(found)))
 
     def _tell(self, run: dict[str, Any]) -> list[str]:
-        page = os.environ["PREFECT_API_URL"].removesuffix("/api")
+        page = shown(os.environ["PREFECT_API_URL"]).removesuffix("/api")
         notice = {
             "run": run["name"],
             "state": run["state"]["name"],
@@ -100,8 +102,9 @@ class Notices:
         if self.options.webhook:
             try:
                 _post(os.path.expandvars(self.options.webhook), notice)
-            except (OSError, ValueError) as error:
-                return [text, f"the webhook of deployments/notices.yaml did not take it: {error}"]
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                why = str(error) if isinstance(error, OSError) else "its address is no URL"  # which may hold a secret
+                return [text, f"the webhook of deployments/notices.yaml did not take it: {why}"]
         return [text]
 
     def _keep(self) -> None:

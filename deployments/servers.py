@@ -195,6 +195,8 @@ def command(folder: Path, server: Server, port: int) -> tuple[list[str], dict[st
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # By default any page that is open in a browser here might read the API's answers.
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
             # In memory, leases would be lost with a killed server, and the slots they hold never be given back.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_API_URL": f"http://{HOST}:{port}/api",

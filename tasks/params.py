@@ -17,6 +17,7 @@ from llm_core.contract import BadInput, Config
 from llm_core.pipeline import PIPELINE
 from llm_core.release.options import GateOptions
 from llm_core.settings.cluster import ClusterSettings
+from tasks import secrets
 
 SECTIONS: dict[str, type[Config]] = {row.verb: row.config for row in PIPELINE} | {"promote": GateOptions}
 
@@ -31,14 +32,25 @@ def read(path: Path) -> Params:
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        params = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not YAML: it is no UTF-8 text ({error})") from None
+    params = _loaded(text, str(path))
     if params is None:
         return {}
     if not isinstance(params, dict):
         raise BadInput(f"{path}: must hold sections ({', '.join(SECTIONS)}), found {type(params).__name__}")
     return params
+
+
+def _loaded(text: str, source: str) -> Any:
+    """The value of a YAML text. Raises `BadInput`; besides its own errors, dates and numbers raise Python's."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise BadInput(f"{source}: not YAML: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise BadInput(f"{source}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def check(params: Params, source: str) -> dict[str, Config]:
@@ -53,8 +65,11 @@ def check(params: Params, source: str) -> dict[str, Config]:
 def section_config(section: str, params: Params, source: str) -> Config:
     """The checked Config of one section. Raises `BadInput`."""
     try:
+        secrets.refuse(section, params.get(section), source)
         kind = ClusterSettings if section == CLUSTER else SECTIONS[section]
         return kind.model_validate(params.get(section) or {})
+    except RecursionError:
+        raise BadInput(f"{source}: {section}: it is nested too deeply, or holds itself") from None
     except ValidationError as error:
         raise BadInput(f"{source}: {_sentence(section, error)}") from None
 
@@ -63,7 +78,9 @@ def _sentence(section: str, error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
     field = ".".join([section, *(str(part) for part in first["loc"])])
-    if first["type"] == "extra_forbidden":
+    if secrets.names_a_secret(field):  # what stands under such a name is not repeated
+        text = f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; secrets must stand in the environment"
+    elif first["type"] == "extra_forbidden":
         text = f"{field}: no such parameter (value {first['input']!r})"
     elif first["type"] == "missing":
         text = f"{field}: is required"
@@ -90,7 +107,7 @@ def parse_assignments(assignments: Iterable[str]) -> Params:
         keys = path.strip().split(".")
         if not equals or len(keys) < 2 or not all(keys):
             raise BadInput(f"--set {assignment}: write it as section.key=value, for example pretrain.steps=500")
-        value: Any = yaml.safe_load(text)
+        value: Any = _loaded(text, f"--set {path.strip()}")
         for key in reversed(keys):
             value = {key: value}
         params = overlay(params, value)

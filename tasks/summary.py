@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_core import artifacts
+from llm_core.release.card import markdown
 from tasks import params, tracking
 from tasks.promote import Promotion
+from tasks.secrets import shown
 from tasks.session import Session
 
 RESULTS = (
@@ -76,7 +78,7 @@ def changes(session: Session) -> Changes:
     now = artifacts.digest(session.space.product("raw"))
     found = Changes(now != session.raw_before, report.get("metrics", {}))
     rows = report.get("tables", {}).get("refresh", [])
-    lines = [found.sentence(), "", *(f"- {' '.join(str(value) for value in row.values())}" for row in rows[:200])]
+    lines = [found.sentence(), "", *(f"- {markdown(' '.join(map(str, row.values())))}" for row in rows[:200])]
     create_markdown_artifact("\n".join(lines), key="changes", description="What the refresh found")
     if found.changed and deployment.id:  # a refresh by hand goes on to the build itself
         emit_event(DATA_CHANGED, resource={"prefect.resource.id": f"groundup.workspace.{session.space.name}"})
@@ -112,7 +114,7 @@ def _links(session: Session, page: Path) -> dict[str, str]:
     links = {"report": page.as_uri()}
     ui = PREFECT_UI_URL.value() or os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
     if ui and flow_run.id:
-        links["Prefect run"] = f"{ui}/runs/flow-run/{flow_run.id}"
+        links["Prefect run"] = f"{shown(ui)}/runs/flow-run/{flow_run.id}"
     uri = tracking.tracking_uri(session.space.project)
     experiment = _experiment_of("pretrain", uri)
     if uri and experiment:
@@ -134,7 +136,7 @@ def _prefect_artifact(summary: Summary, reports: Mapping[str, Any]) -> None:
     for verb, state in summary.states.items():
         run = reports[verb].get("run", {})
         lines.append(f"| {verb} | {state} | {run.get('seconds', '')} | {run.get('mlflow_run_id') or ''} |")
-    lines += ["", f"**Gate:** {summary.promotion.reason}", ""]
+    lines += ["", f"**Gate:** {markdown(summary.promotion.reason)}", ""]
     lines += [f"- {name}: <{link}>" for name, link in summary.links.items()]
     create_markdown_artifact("\n".join(lines), key="summary", description="What became of each stage")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_core import artifacts
+from tasks import secrets
 
 EXPERIMENT = "groundup/{}"
 BATCH = 1000  # MLflow's limit for one call
@@ -28,7 +29,7 @@ BATCH = 1000  # MLflow's limit for one call
 def tracking_uri(project: Path) -> str | None:
     """The tracking server: MLFLOW_TRACKING_URI, else the project's own if it has one running, else None."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
+        return secrets.tracker(uri)
     state = project / ".run" / "mlflow.json"
     return json.loads(state.read_text())["url"] if state.is_file() else None
 
@@ -51,7 +52,8 @@ def ask(uri: str, path: str, **query: str) -> dict[str, Any] | None:
     """The answer of MLflow's REST API to a GET, or None: for a run with nothing to do, which imports no mlflow."""
     url = f"{uri}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}"
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        asked = urllib.request.Request(url, headers=secrets.tracker_headers())
+        with urllib.request.urlopen(asked, timeout=5) as response:
             answer: dict[str, Any] = json.load(response)
     except (urllib.error.URLError, OSError, ValueError):
         return None

@@ -6,6 +6,7 @@ arXiv:1803.09010), kept to what a run knows by itself. A card holds no clock: th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +16,7 @@ Table = Sequence[Mapping[str, Cell]]
 Curve = Sequence[Sequence[float]]
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 40
+_MARKS = re.compile(r"[\\`\[\]]")
 NAMES_FIRST = ("check", "figure", "curve", "source", "what", "split", "rater")
 """Columns that stand before all others."""
 
@@ -64,13 +66,13 @@ def render_card(facts: ModelFacts) -> str:
     """The model card with a final newline."""
     settings = [(stage, name, value) for stage, values in facts.settings.items() for name, value in values.items()]
     return _join(
-        f"# {facts.name}\n\n{facts.summary}",
+        f"# {markdown(facts.name)}\n\n{markdown(facts.summary)}",
         _section("Data", table(facts.sources)),
         _section("Training", _rows(("stage", "setting", "value"), settings)),
         _section("Curves", _curves(facts.curves)),
         _section("Results", table(facts.results)),
-        _section("Gate", facts.verdict, table(facts.checks)),
-        _section("Feedback", facts.feedback_text, table(facts.feedback)),
+        _section("Gate", markdown(facts.verdict), table(facts.checks)),
+        _section("Feedback", markdown(facts.feedback_text), table(facts.feedback)),
         _section("Limits", _list(facts.limits)),
         _section("Made from", _rows(("product", "SHA-256 of its manifest"), list(facts.lineage.items()))),
     )
@@ -79,7 +81,7 @@ def render_card(facts: ModelFacts) -> str:
 def render_data_card(facts: DataFacts) -> str:
     """The data card with a final newline."""
     return _join(
-        f"# {facts.name}\n\n{facts.summary}",
+        f"# {markdown(facts.name)}\n\n{markdown(facts.summary)}",
         _section("Sources", table(facts.sources)),
         _section("What was asked of the web", table(facts.outcomes)),
         _section("Preparation", _list(facts.steps)),
@@ -127,8 +129,17 @@ def _rows(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def markdown(text: str) -> str:
+    """Text of unknown origin as one line of Markdown that shows it as it is: no tag, link, image or code begins in it.
+
+    Addresses are left as they are; what a reader's program makes of a bare one leads to where it says.
+    """
+    told = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKS.sub(r"\\\g<0>", told)
+
+
 def _list(items: Sequence[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
+    return "\n".join(f"- {markdown(item)}" for item in items)
 
 
 def _section(title: str, *parts: str) -> str:
@@ -146,4 +157,4 @@ def _cell(value: Cell) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
-    return " ".join(text.replace("|", "\\|").split())
+    return markdown(text).replace("|", "\\|")
