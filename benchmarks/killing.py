@@ -34,7 +34,7 @@ DOORS = {
     "dvc": [sys.executable, "-m", "dvc", "repro"],
 }
 VICTIMS = ("everything", "outermost", "stage", "dvc")
-CODE = ("llm_core", "tasks", "flows", "apps", "deployments", "rules", "lists", "heldout", "presets")
+LEFT_OUT = {"data", "models", "reports", "runs", "mlruns", "docs", "tests", "benchmarks", "dvc.lock"}
 AFTER_S = 1.0
 """Moments after a stage that still count as its own: DVC stores its product, and links it."""
 PATIENCE_S = 300.0
@@ -79,12 +79,13 @@ class Told:
 
 def copy_code(root: Path, target: Path) -> Path:
     """A project at `target` with the code of `root`, so that nobody's editing changes what a long harness runs."""
-    for name in CODE:
-        shutil.copytree(root / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml", ".dvcignore", "pyproject.toml"):
-        shutil.copyfile(root / name, target / name)
-    (target / "feedback").mkdir()
-    (target / "feedback" / "votes.jsonl").touch()
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for entry in root.iterdir():
+        if entry.name == ".dvcignore" or not (entry.name in LEFT_OUT or entry.name.startswith(".")):
+            copied = shutil.copytree(entry, target / entry.name, ignore=ignored) if entry.is_dir() else None
+            if copied is None:
+                shutil.copyfile(entry, target / entry.name)
+    (target / "feedback" / "votes.jsonl").write_bytes(b"")
     return target
 
 
@@ -170,8 +171,10 @@ def plan(seed: int, count: int, tour: int) -> Iterator[list[Kill]]:
 def tour(space: Workspace, kills: Sequence[Kill], lasts: Mapping[str, float], last_door: str) -> list[Told]:
     """Bring an empty workspace to its end under these kills, and through `last_door`; the kills that hit."""
     told = []
+    door: subprocess.Popen[bytes] | None = None
     for kill in kills:
-        door = open_door(space, kill.door)
+        if door is None or door.poll() is not None:  # else it lives on: only what it had started was killed
+            door, name = open_door(space, kill.door), kill.door
         stage = _wait_for(door, kill.stage)
         if stage is None:
             continue  # everything from here on had been made before: there was nothing left to hit
@@ -179,11 +182,12 @@ def tour(space: Workspace, kills: Sequence[Kill], lasts: Mapping[str, float], la
         _sleep(after, door)
         if door.poll() is None:
             _kill(kill.victim, stage, door)
-            told.append(Told(stage, kill.door, kill.victim, round(after, 2), _standing(space)))
-        if not kill.at_once:
-            _quiet(door, space)
-        elif kill.victim in ("stage", "dvc"):
+            told.append(Told(stage, name, kill.victim, round(after, 2), _standing(space)))
+        if kill.victim in ("everything", "outermost"):
             door.wait(PATIENCE_S)
+            if not kill.at_once:
+                _quiet(None, space)
+    _quiet(door, space)
     finish(space, last_door)
     check_end(space)
     return told

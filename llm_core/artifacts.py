@@ -109,8 +109,10 @@ def read_manifest(product: Path, kind: str | None = None) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
         known, _ = manifest["kind"], manifest["facts"]
         _ = [(entry["bytes"], entry["sha256"]) for entry in manifest["files"].values()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenProduct(f"{path}: damaged: it is no manifest ({type(error).__name__}: {error})") from error
+    except ValueError as error:
+        raise BrokenProduct(f"{path}: it is no JSON; it was damaged after it was written") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BrokenProduct(f"{path}: it is no manifest; it was damaged after it was written") from error
     if kind is not None and known != kind:
         raise BrokenProduct(f"{product}: holds {known!r}, not {kind!r}")
     return manifest
