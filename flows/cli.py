@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from flows import trusting
+
 app = typer.Typer(
     help="Build a language model from the ground up, on your own data.",
     no_args_is_help=True,
@@ -282,23 +284,6 @@ def compare(
 
 
 @app.command()
-def lineage(
-    target: Annotated[
-        str,
-        typer.Argument(help="A model or product, an alias, an MLflow run, an experiment, a URL, a site, a document."),
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
-) -> None:
-    """From a model back to its URLs, licences and votes; from a URL to every model that saw it."""
-    from flows.tracing import table_of
-    from tasks.lineage import lineage
-    from tasks.workspace import Workspace
-
-    found = lineage(Workspace.at(_project()), target)
-    print(json.dumps(found, indent=2) if as_json else "\n".join(table_of(found)))
-
-
-@app.command()
 def plan(
     hours: Annotated[float | None, typer.Option(help="Hours of training.")] = None,
     flops: Annotated[float | None, typer.Option(help="Floating-point operations.")] = None,
@@ -363,6 +348,9 @@ def rollback() -> None:
     from flows import running
 
     typer.echo(running.rollback(_project()))
+
+
+trusting.add_to(app, _project)
 
 
 def main() -> None:

@@ -1,8 +1,11 @@
-"""`groundup lineage`: what `tasks.lineage` found, for a terminal."""
+"""`groundup lineage` and `groundup forget`: what was found and done, for a terminal."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 MOST = 20
@@ -56,3 +59,61 @@ def _document_lines(found: dict[str, Any]) -> list[str]:
 
 def _licence(row: dict[str, Any]) -> str:
     return row["licence"] or "no licence"
+
+
+def forget(
+    project: Path, target: str | None, *, purge: bool, check: bool, as_json: bool, tell: Callable[[str], None]
+) -> int:
+    """List `target`, purge, search the shards, as asked; the exit code: 1 if a search found something."""
+    from llm_core.contract import BadInput
+    from tasks import forget as listing
+    from tasks.purge import purge as purge_all
+    from tasks.workspace import Workspace
+
+    if target is None and not (purge or check):
+        raise BadInput("forget: name a URL, a host or a document; or give --purge or --check")
+    space = Workspace.at(project)
+    done: dict[str, Any] = listing.forget(space, target) if target else {}
+    if purge:
+        done["purged"] = purge_all(space)
+    if purge or check:
+        done["proof"] = listing.prove(space)
+    tell(json.dumps(done, indent=2) if as_json else "\n".join(_forget_lines(done)))
+    return int(check and bool(done["proof"]["found"]))
+
+
+def _forget_lines(done: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    if "target" in done:
+        lines = [
+            f"forget.txt: {len(done['new_lines'])} new lines for {done['kind']} {done['target']}; "
+            f"{len(done['documents'])} documents of {len(done['corpora'])} corpora",
+            *(f"  learned it: {_model(model)}" for model in done["models"]),
+            f"{len(done['models'])} models learned from them (known from {done['models_from']}); they keep what they "
+            "learned until they are made anew",
+        ]
+    if purged := done.get("purged"):
+        lines += [f"  removed {', '.join(row['files'])} of {row['where']}" for row in purged["products"]]
+        lines.append(
+            f"purged: {len(purged['products'])} products, {purged['cache_objects']} objects of the DVC cache, "
+            f"{purged['store_pages']} pages of the crawl stores, {purged['resume_points']} resume points"
+        )
+    if proof := done.get("proof"):
+        lines += [_searched(row) for row in proof["searched"]]
+        what = f"{proof['documents']} documents and {proof['passages']} passages"
+        result = "found, see above" if proof["found"] else "none holds any"
+        lines.append(f"searched {len(proof['searched'])} sets of shards for {what}: {result}")
+    else:
+        lines.append("`groundup run` makes raw, corpus, shards and models without it; --check then searches the shards")
+    return lines
+
+
+def _searched(row: dict[str, Any]) -> str:
+    kinds = Counter(hit["what"] for hit in row["hits"])
+    found = ", ".join(f"{count} with a forgotten {what}" for what, count in sorted(kinds.items())) or "nothing found"
+    return f"  {row['where']}: {row['sequences']} sequences decoded, {found}"
+
+
+def _model(model: dict[str, Any]) -> str:
+    aliases = f" ({', '.join(model['aliases'])})" if model["aliases"] else ""
+    return f"{model['product']} {model['digest'][:12]}{aliases} of {model['workspace']}, {model['ended']}"

@@ -140,7 +140,7 @@ class History:
             return {path.relative_to(here).as_posix(): path for path in here.rglob("*") if path.is_file()}
         for one in chain:
             for address in self._addresses(one.run, made.product):
-                files = _cached(self.cache, address)
+                files = cached(self.cache, address)
                 if files and artifacts.sha256(files[artifacts.MANIFEST]) == made.digest:
                     return files
         return None
@@ -148,9 +148,7 @@ class History:
     @cached_property
     def cache(self) -> Path:
         """Where DVC keeps its objects."""
-        from dvc.repo import Repo
-
-        return Path(Repo(str(self.space.root)).cache.local.path)
+        return cache_of(self.space)
 
     @lru_cache(maxsize=256)  # noqa: B019 - a History lives as long as one command
     def _lock(self, run: str) -> dict[str, Any]:
@@ -168,7 +166,16 @@ class History:
         return {entry["md5"] for entry in entries if entry["path"] == product_path(product) and "md5" in entry}
 
 
-def _cached(cache: Path, address: str) -> dict[str, Path]:
+def cache_of(space: Workspace) -> Path:
+    """Where DVC keeps the objects of a workspace."""
+    from dvc.repo import Repo
+
+    with Repo(str(space.root)) as repo:
+        return Path(repo.cache.local.path)
+
+
+def cached(cache: Path, address: str) -> dict[str, Path]:
+    """Files of a cached product by relative name; empty if it, or one of them, is not there."""
     listing = _object(cache, address)
     if not listing.is_file():
         return {}

@@ -41,6 +41,15 @@ def lineage(space: Workspace, target: str) -> Row:
     return _of_product(history, made) if made else _of_document(history, target)
 
 
+def models_of(history: History, corpora: frozenset[str]) -> list[Row]:
+    """Every model that was made from one of these corpora, by their digests, the oldest first."""
+    found = []
+    for made in history.all(TAUGHT):
+        if any(one.product == "corpus" and one.digest in corpora for one in history.chain(made)):
+            found.append(_told(made))
+    return found
+
+
 def _product(history: History, space: Workspace, target: str, uri: str) -> Made | None:
     """The product that `target` means, or None."""
     if target in ALIASES:

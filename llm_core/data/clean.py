@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llm_core.artifacts import digest, dump_json, new_product, read_manifest
+from llm_core.artifacts import digest, dump_json, new_product, read_manifest, sha256
 from llm_core.cluster import Crew, crew
 from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
-from llm_core.data import minhash
+from llm_core.data import forget_list, minhash
 from llm_core.data.assemble import Assembly, SourceRules
 from llm_core.data.candidates import HeldOut, Task, divided, index_of, work
 from llm_core.data.characters import CharacterOptions
@@ -49,18 +49,23 @@ def run(
     rules: Path,
     lists: Path,
     heldout: Path,
+    forget: Path | None = None,
     out: Path,
     scratch: Path,
     emit: Emit,
 ) -> Report:
-    """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet."""
+    """Write the corpus: documents, dialogues, preferences and what was dropped, as Parquet.
+
+    What the list in the file `forget` names is dropped as "forgotten", and leaves no excerpt.
+    """
+    forget_list.read(forget)  # what is wrong with the list is said before the work begins
     raw, rules, lists = raw.resolve(), rules.resolve(), lists.resolve()  # workers may have another current directory
     sources = _sources(config, raw)
     held_out = _held_out(config, heldout.resolve())
     folder = scratch.resolve() / "records"
-    journal = Journal(folder, _key(config, raw))
+    journal = Journal(folder, _key(config, raw, forget))
     found = Findings(folder)
-    tasks = _tasks(config, sources, raw, rules, lists, held_out, folder)
+    tasks = _tasks(config, sources, raw, rules, lists, held_out, folder, forget)
     with crew(config.cluster.kind, config.cluster.address, config.workers) as workers:
         _find(found, journal, tasks, workers, _rows_of(raw, sources), emit)
     index, signature = found.ordered()
@@ -92,10 +97,10 @@ def _sources(config: CleanConfig, raw: Path) -> list[str]:
     return sources
 
 
-def _key(config: CleanConfig, raw: Path) -> str:
+def _key(config: CleanConfig, raw: Path, forget: Path | None) -> str:
     """Names what the records of a run say, so far as `scratch` itself may hold those of another."""
     settings = config.model_dump(mode="json", exclude=set(config.how))
-    return hashlib.sha256(dump_json([settings, digest(raw)])).hexdigest()
+    return hashlib.sha256(dump_json([settings, digest(raw), sha256(forget) if forget else None])).hexdigest()
 
 
 def _files(raw: Path, sources: Sequence[str]) -> Iterator[tuple[int, Path]]:
@@ -117,6 +122,7 @@ def _tasks(
     lists: Path,
     held_out: HeldOut,
     folder: Path,
+    forget: Path | None,
 ) -> Iterator[Task]:
     for number, path in _files(raw, sources):
         yield from divided(
@@ -129,6 +135,7 @@ def _tasks(
                 shares=(config.validation_share, config.feedback_share),
                 held_out=held_out,
                 near_duplicates=config.near_duplicates.drop,
+                forget=forget.resolve() if forget else None,
             )
         )
 

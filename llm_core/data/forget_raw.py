@@ -137,35 +137,41 @@ def _named(url: str | None, urls: Collection[str], forgotten: Forgotten) -> bool
     return url is not None and (url in urls or address(url) in urls or forgotten.names(url))
 
 
-def rewrite_segment(segment: Path, urls: Collection[str], forgotten: Forgotten) -> dict[int, int] | None:
+def rewrite_segment(
+    segment: Path, urls: Collection[str], forgotten: Forgotten, target: Path | None = None
+) -> dict[int, int] | None:
     """Write a segment anew without the records of some addresses; where each other one stands now, by its old offset.
 
-    None if it holds none of them and was left alone. A segment that loses every page is removed.
+    None if it holds none of them and was left alone. It takes the old one's place, or with `target` stands there beside
+    it; a segment that loses every page is removed, or not written.
     """
     found = list(records(segment))
     goes = [_named(url, urls, forgotten) for _, url in found]
     if not any(goes):
         return None
     ends = [offset for offset, _ in found[1:]] + [segment.stat().st_size]
-    places: dict[int, int] = {}
-    pages = 0
+    kept = [(start, end) for (start, _), end, gone in zip(found, ends, goes, strict=True) if not gone]
+    if all(gone for (_, url), gone in zip(found, goes, strict=True) if url is not None):
+        if target is None:
+            segment.unlink()
+        return {}
     partial = segment.with_name(f".{segment.name}.part")
-    with open(segment, "rb") as source, open(partial, "wb") as target:
-        for (start, url), end, gone in zip(found, ends, goes, strict=True):
-            if gone:
-                continue
-            pages += url is not None
-            places[start] = target.tell()
-            source.seek(start)
+    places = _copy_members(segment, partial, kept)
+    os.replace(partial, target or segment)
+    return places
+
+
+def _copy_members(source: Path, target: Path, members: list[tuple[int, int]]) -> dict[int, int]:
+    """Copy byte ranges one after the other; where each stands now, by where it began."""
+    places: dict[int, int] = {}
+    with open(source, "rb") as whole, open(target, "wb") as part:
+        for start, end in members:
+            places[start] = part.tell()
+            whole.seek(start)
             left = end - start
-            while left > 0 and (block := source.read(min(left, _BLOCK))):
+            while left > 0 and (block := whole.read(min(left, _BLOCK))):
                 left -= len(block)
-                target.write(block)
-        target.flush()
-        os.fsync(target.fileno())
-    if pages:
-        os.replace(partial, segment)
-    else:
-        partial.unlink()
-        segment.unlink()
+                part.write(block)
+        part.flush()
+        os.fsync(part.fileno())
     return places
