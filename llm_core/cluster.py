@@ -90,11 +90,10 @@ class Crew:
 
     def table(self, unit: str) -> list[Row]:
         """What each worker did, for the report."""
-        rows: list[Row] = [
-            {"worker": name, "batches": share.batches, unit: share.units}
-            | {"seconds": round(share.seconds, 3), f"{unit}_per_s": round(share.rate, 1)}
-            for name, share in sorted(self.shares.items())
-        ]
+        rows: list[Row] = []
+        for name, share in sorted(self.shares.items()):
+            row: dict[str, str | float | int] = {"worker": name, "batches": share.batches, unit: share.units}
+            rows.append(row | {"seconds": round(share.seconds, 3), f"{unit}_per_s": round(share.rate, 1)})
         return rows
 
 

@@ -7,6 +7,7 @@ index alone, after all documents were seen, so it depends on nothing else.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,16 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from llm_core.data.neardup import clusters, pairs, signatures_in
+from llm_core.data.codepoints import mixed
+from llm_core.data.minhash import BYTES
+from llm_core.data.neardup import labels
 
 SHORTEST_PARAGRAPH = 100
 """Characters: shorter paragraphs, such as signatures, are alike because language is."""
 SHORTEST_LINE = 20
 """Characters: shorter lines, such as headings, are alike because language is."""
+MOST_AT_ONCE = 4_000_000
+"""Records that are sorted at a time; more are divided by their keys."""
 _PARAGRAPHS = re.compile(r"\n{2,}")
 Places = NDArray[np.int64]
 
@@ -120,31 +125,33 @@ class Duplicates:
         """
         index = self._index
         some = places[index.address[places] != 0]
-        best = self._best(some, index.address[some])
-        lost = index.source[some] != index.source[best]
-        return self._drop(places, some[lost], best[lost], "duplicate_url")
+        for part in _divided(some, index.address[some]):
+            best = self._best(part, index.address[part])
+            lost = index.source[part] != index.source[best]
+            self._drop(part[lost], best[lost], "duplicate_url")
+        return self._left(places)
 
     def by_identity(self, places: Places) -> Places:
         """Drop documents that say the same, case and white space aside."""
-        halves = self._index.identity[places]
-        _, label = np.unique(halves[:, 0] ^ (halves[:, 1] * np.uint64(0x9E3779B97F4A7C15)), return_inverse=True)
-        best = self._best(places, label)
-        lost = (best != places) & (halves == self._index.identity[best]).all(axis=1)
-        return self._drop(places, places[lost], best[lost], "duplicate")
+        for part in _divided(places, self._index.identity[places, 1]):
+            halves = self._index.identity[part]
+            _, label = np.unique(halves[:, 0] ^ (halves[:, 1] * np.uint64(0x9E3779B97F4A7C15)), return_inverse=True)
+            best = self._best(part, label)
+            lost = (best != part) & (halves == self._index.identity[best]).all(axis=1)
+            self._drop(part[lost], best[lost], "duplicate")
+        return self._left(places)
 
     def by_likeness(self, places: Places, file: Path, threshold: float) -> Places:
         """Drop documents that are nearly the same, by the signatures in `file`."""
-        found = signatures_in(file)
-        rank = np.full(len(found), -1, np.int64)
         signed = places[self._index.signature[places] >= 0]
+        rank = np.full(file.stat().st_size // BYTES, -1, np.int64)
         rank[self._index.signature[signed]] = signed
-        alike = rank[pairs(found, rank, threshold)]
-        if not len(alike):
-            return places
-        label = clusters(len(self.of), alike)[places]
-        best = self._best(places, label)
-        lost = best != places
-        return self._drop(places, places[lost], best[lost], "near_duplicate")
+        label = labels(file, rank, threshold, file.with_name("bands"))[signed]
+        for part in _divided(np.arange(len(signed)), label.astype(np.uint64)):
+            best = self._best(signed[part], label[part])
+            lost = best != signed[part]
+            self._drop(signed[part][lost], best[lost], "near_duplicate")
+        return self._left(places)
 
     def leaders(self) -> dict[int, int]:
         """For each record that has copies, and for each copy, the record that stays."""
@@ -170,7 +177,17 @@ class Duplicates:
         best[order] = places[order[firsts]]
         return best
 
-    def _drop(self, places: Places, lost: Places, best: Places, reason: str) -> Places:
+    def _drop(self, lost: Places, best: Places, reason: str) -> None:
         self.of[lost] = best
         self.reason.update(dict.fromkeys(lost.tolist(), reason))
-        return np.setdiff1d(places, lost, assume_unique=True)
+
+    def _left(self, places: Places) -> Places:
+        return places[self.of[places] < 0]
+
+
+def _divided(places: Places, key: NDArray[np.uint64]) -> Iterator[Places]:
+    """The places in parts of a size that can be sorted at once, equal keys in one part."""
+    parts = -(-len(places) // MOST_AT_ONCE)
+    part = mixed(key) % np.uint64(parts) if parts > 1 else np.zeros(len(places), np.uint64)
+    for number in range(parts):
+        yield places[part == number]
