@@ -1,4 +1,4 @@
-"""`groundup lineage` and `groundup forget`: what was found and done, for a terminal."""
+"""`groundup lineage`, `forget` and `reproduce`: what was found and done, for a terminal."""
 
 from __future__ import annotations
 
@@ -117,3 +117,25 @@ def _searched(row: dict[str, Any]) -> str:
 def _model(model: dict[str, Any]) -> str:
     aliases = f" ({', '.join(model['aliases'])})" if model["aliases"] else ""
     return f"{model['product']} {model['digest'][:12]}{aliases} of {model['workspace']}, {model['ended']}"
+
+
+def reproduce(project: Path, run: str, *, only: bool, as_json: bool, tell: Callable[[str], None]) -> int:
+    """Build a past run again; the exit code: 1 if a product is not byte-identical."""
+    from tasks.reproduce import reproduce
+    from tasks.workspace import Workspace
+
+    found = reproduce(Workspace.at(project), run, only=only, tell=(lambda _: None) if as_json else tell)
+    tell(json.dumps(found, indent=2) if as_json else "\n".join(_reproduced(found)))
+    return int(not found["identical"])
+
+
+def _reproduced(found: dict[str, Any]) -> list[str]:
+    lines = [""]
+    for row in found["products"]:
+        said = "byte-identical" if row["identical"] else "could not be built" if row["again"] is None else "DIFFERS"
+        lines.append(f"  {row['product']:<8} {row['digest'][:12]}  {said}")
+        lines += [f"           {name} is not as it was" for name in row.get("differs", [])[:MOST]]
+        lines += [f"           read another {name} than then" for name in row.get("files_unlike", [])]
+    same = sum(bool(row["identical"]) for row in found["products"])
+    lines += [f"{name} was {then}, is {now}" for name, (then, now) in sorted(found["versions"].items())]
+    return [*lines, f"{same} of {len(found['products'])} products are byte-identical; they lie in {found['folder']}"]

@@ -48,3 +48,14 @@ def add_to(app: typer.Typer, project: Callable[[], Path]) -> None:
         from flows import tracing
 
         raise typer.Exit(tracing.forget(project(), target, purge=purge, check=check, as_json=as_json, tell=typer.echo))
+
+    @app.command()
+    def reproduce(
+        run: Annotated[str, typer.Argument(help="An MLflow run, a product or its digest, an alias, an experiment.")],
+        only: Annotated[bool, typer.Option("--only", help="Its product alone, from the inputs it had.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    ) -> None:
+        """Build a past run again from its commit, settings and data; exit code 1 if a product is not byte-identical."""
+        from flows import tracing
+
+        raise typer.Exit(tracing.reproduce(project(), run, only=only, as_json=as_json, tell=typer.echo))

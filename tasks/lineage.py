@@ -37,7 +37,7 @@ def lineage(space: Workspace, target: str) -> Row:
     if uri is None:
         raise BadInput("lineage is read from MLflow, and no tracking server is running; start it with `groundup up`")
     history = History(space, uri)
-    made = _product(history, space, target, uri)
+    made = known_product(history, space, target, uri)
     return _of_product(history, made) if made else _of_document(history, target)
 
 
@@ -50,8 +50,11 @@ def models_of(history: History, corpora: frozenset[str]) -> list[Row]:
     return found
 
 
-def _product(history: History, space: Workspace, target: str, uri: str) -> Made | None:
-    """The product that `target` means, or None."""
+def known_product(history: History, space: Workspace, target: str, uri: str) -> Made | None:
+    """The product that an alias, a product's name or digest, an experiment or a run means; None if it is none of these.
+
+    Raises `BadInput` if it is one that MLflow knows no run of.
+    """
     if target in ALIASES:
         version = Registry(uri).get(target)
         if version is None:
