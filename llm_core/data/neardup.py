@@ -170,7 +170,8 @@ def _roots(parent: Places, places: Places) -> Places:
 
 def _apart(parent: Places, candidates: Places) -> Places:
     """The pairs whose two are not joined yet."""
-    return candidates[_roots(parent, candidates[:, 0]) != _roots(parent, candidates[:, 1])]
+    apart: Places = candidates[_roots(parent, candidates[:, 0]) != _roots(parent, candidates[:, 1])]
+    return apart
 
 
 def _alike(mapped: mmap.mmap, row_of: Places, candidates: Places, threshold: float) -> Places:
