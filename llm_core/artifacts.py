@@ -46,14 +46,22 @@ def new_product(out: Path, kind: str, facts: Mapping[str, Any] | None = None) ->
 
 
 def _seal(folder: Path, kind: str, facts: Mapping[str, Any]) -> None:
+    folders, paths = [], []
+    for place, _, names in os.walk(folder, onerror=_refuse):
+        folders.append(Path(place))
+        paths += [path for name in names if (path := Path(place, name)).is_file()]
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(paths):
         path.chmod(0o644)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         _sync(path)
     write_atomic(folder / MANIFEST, dump_json({"kind": kind, "facts": facts, "files": files}))
-    for directory in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
+    for directory in reversed(folders):
         _sync(directory)
+
+
+def _refuse(error: OSError) -> None:
+    raise error  # a folder that cannot be read would be missing from the manifest, and nobody would notice
 
 
 def _replace(staging: Path, out: Path) -> None:
