@@ -79,9 +79,12 @@ class Tokenizer:
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
-        return tiktoken.Encoding(
-            "groundup", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials
-        )
+        try:
+            return tiktoken.Encoding(
+                "groundup", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials
+            )
+        except (ValueError, TypeError, OverflowError) as error:
+            raise BadInput(f"tokenizer: its pattern or its tokens cannot be used ({error})") from error
 
     @cached_property
     def digest(self) -> str:
@@ -98,16 +101,23 @@ class Tokenizer:
         return [self.encode(text) for text in texts]
 
     def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
-        """Ids of a text as an array [n]; never a special token's."""
+        """Ids of a text as an array [n]; never a special token's.
+
+        Raises `BadInput` if the tokenizer's pattern or tokens, which a file of others may name, do not fit the text.
+        """
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
             return self.encode_array(_as_unicode(text))
-        except ValueError:  # the pattern backtracks over at most a million characters of white space
+        except ValueError as error:  # the pattern backtracks over at most a million characters of white space
             pieces = _cut(text, _LONG_SPACE)
             if len(pieces) == 1:
-                raise
+                raise BadInput(f"tokenizer: its pattern does not cut a text ({error})") from error
             return np.concatenate([self.encode_array(piece) for piece in pieces])
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # tiktoken's own, which is no Exception
+                raise
+            raise BadInput(f"tokenizer: its pattern or its tokens do not fit a text ({error})") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; bytes that are no UTF-8 become replacement characters."""
