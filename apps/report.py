@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from apps import lineage as lineage_graph
 from apps import views
 from llm_core import artifacts
 from llm_core.pipeline import PIPELINE, VERBS
@@ -91,7 +92,8 @@ def render(space: Workspace, reports: Reports, verdict: Mapping[str, Any], state
         settings=settings(space, reports),
         versions=versions(reports),
         lineage=lineage(reports),
-        sources=reports.get("acquire", {}).get("tables", {}).get("sources", []),
+        graph=lineage_graph.graph(lineage(reports), sources(reports)),
+        sources=sources(reports),
     )  # fmt: skip
 
 
@@ -282,3 +284,9 @@ def lineage(reports: Reports) -> list[dict[str, Any]]:
             chain.append({"product": row.makes, "digest": made[row.makes], "verb": row.verb, "inputs": inputs,
                           "commit": reports[row.verb]["run"].get("git_commit", "")})  # fmt: skip
     return chain
+
+
+def sources(reports: Reports) -> list[dict[str, Any]]:
+    """The table of sources that acquire left."""
+    found: list[dict[str, Any]] = reports.get("acquire", {}).get("tables", {}).get("sources", [])
+    return found
