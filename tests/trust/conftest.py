@@ -59,34 +59,55 @@ def stages(project: Path) -> Iterator[Stages]:
     found.close()
 
 
+class Whole:
+    """A workspace in which nobody disturbs anything; its stages run when a test first asks for their product."""
+
+    def __init__(self, space: Workspace, stages: Stages) -> None:
+        self.space, self._stages = space, stages
+
+    def product(self, name: str) -> Path:
+        """A product, made now if nobody has asked for it before. Nobody may change anything in it."""
+        if not self.space.product(name).exists():
+            row = next(row for row in PIPELINE if row.makes == name)
+            for need in row.needs:
+                self.product(need)
+            code, said = self._stages(self.space, row.verb)
+            assert code == 0, said
+        return self.space.product(name)
+
+    def copy(self, name: str, space: Workspace) -> None:
+        """A product and its report, copied into another workspace."""
+        verb = next(row.verb for row in PIPELINE if row.makes == name)
+        shutil.copytree(self.product(name), space.product(name))
+        space.report(verb).parent.mkdir(exist_ok=True)
+        shutil.copyfile(self.space.report(verb), space.report(verb))
+
+    def hidden(self, what: str, space: Workspace) -> Path:
+        """A part of .groundup, copied into another workspace."""
+        return Path(shutil.copytree(self.space.root / ".groundup" / what, space.root / ".groundup" / what))
+
+
 @pytest.fixture(scope="session")
-def whole(project: Path, stages: Stages, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """All nine products, undisturbed, without DVC. Nobody may change anything in it."""
-    space = killing.workspace(project, tmp_path_factory.mktemp("whole") / "whole")
-    for row in PIPELINE:
-        code, said = stages(space, row.verb)
-        assert code == 0, said
-    return space
+def whole(project: Path, stages: Stages, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The undisturbed products, without DVC."""
+    return Whole(killing.workspace(project, tmp_path_factory.mktemp("whole") / "whole"), stages)
 
 
 @pytest.fixture
-def part(project: Path, whole: Workspace, tmp_path: Path) -> Callable[..., Workspace]:
+def part(project: Path, whole: Whole, tmp_path: Path) -> Callable[..., Workspace]:
     """`part("pretrain")`: a workspace of its own in which everything stands that the stage reads, nothing else."""
 
-    def make(verb: str, *more: str, name: str = "part", settings: dict[str, Any] | None = None) -> Workspace:
+    def make(verb: str, *, name: str = "part", settings: dict[str, Any] | None = None) -> Workspace:
         space = killing.workspace(project, tmp_path / name, settings)
-        for product in (*stage(verb).needs, *more):
-            shutil.copytree(whole.product(product), space.product(product))
-            maker = next(row for row in PIPELINE if row.makes == product)
-            space.report(maker.verb).parent.mkdir(exist_ok=True)
-            shutil.copyfile(whole.report(maker.verb), space.report(maker.verb))
+        for product in stage(verb).needs:
+            whole.copy(product, space)
         return space
 
     return make
 
 
 @pytest.fixture
-def right(whole: Workspace) -> Callable[[Workspace, str], None]:
+def right(whole: Whole) -> Callable[[Workspace, str], None]:
     """`right(space, "pretrain")` asserts that the stage's product is that of the undisturbed run."""
 
     def compare(space: Workspace, verb: str) -> None:

@@ -45,14 +45,11 @@ def dvc(space: Workspace, *words: str, check: bool = True) -> subprocess.Complet
 
 
 @pytest.fixture(scope="module")
-def stored(project: Path, whole: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def stored(project: Path, whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace up to the shards, which DVC has in its cache, and a training has not been done."""
     space = killing.workspace(project, tmp_path_factory.mktemp("stored") / "space")
     for name in ("raw", "corpus"):
-        shutil.copytree(whole.product(name), space.product(name))
-    space.report("acquire").parent.mkdir()
-    for verb in ("acquire", "clean"):
-        shutil.copyfile(whole.report(verb), space.report(verb))
+        whole.copy(name, space)
     dvc(space, "commit", "--force", "acquire", "clean")
     dvc(space, "repro", "tokenize")
     return space
@@ -86,9 +83,7 @@ def perform(space: Workspace, verb: str, **how: Any) -> runner.Outcome:
 
 
 @pytest.mark.parametrize("name", ["train.bin", "manifest.json", ""], ids=["shard", "manifest", "listing"])
-def test_a_damaged_object_is_not_restored(
-    space: Workspace, whole: Workspace, damage: Callable[..., None], name: str
-) -> None:
+def test_a_damaged_object_is_not_restored(space: Workspace, whole: Any, damage: Callable[..., None], name: str) -> None:
     """`groundup run` finds it out, throws the object away and makes the product again."""
     artifacts._remove(space.product("shards"))
     damage(objects(space, "tokenize")[name])
@@ -101,7 +96,7 @@ def test_a_damaged_object_is_not_restored(
 
 
 def test_a_forced_run_does_not_get_the_damaged_object_back(
-    space: Workspace, whole: Workspace, damage: Callable[..., None]
+    space: Workspace, whole: Any, damage: Callable[..., None]
 ) -> None:
     """What a cache has is never written again: DVC would lay the damaged object over the product just made."""
     damage(objects(space, "tokenize")["train.bin"])
