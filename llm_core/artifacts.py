@@ -117,12 +117,14 @@ def read_manifest(product: Path, kind: str | None = None) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
         known, _ = manifest["kind"], manifest["facts"]
         _ = [(entry["bytes"], entry["sha256"]) for entry in manifest["files"].values()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenProduct(f"{path}: it is no JSON; it was damaged after it was written") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise BrokenProduct(f"{path}: it is no manifest; it was damaged after it was written") from error
     if kind is not None and known != kind:
         raise BrokenProduct(f"{product}: holds {known!r}, not {kind!r}")
+    if outside := next((n for n in manifest["files"] if n.startswith("/") or ".." in n.split("/") or "\0" in n), None):
+        raise BrokenProduct(f"{path}: it lists {outside!r}, which is no file of the product")
     return manifest
 
 

@@ -52,8 +52,9 @@ def read_sitemap(body: bytes) -> Sitemap:
                 if where:
                     (pages if kind == "url" else indexes).append(where.strip())
                 element.clear()
-                while element.getprevious() is not None:
-                    del element.getparent()[0]
+                parent = element.getparent()  # none where a broken sitemap has several roots
+                while parent is not None and element.getprevious() is not None:
+                    del parent[0]
                 if len(pages) + len(indexes) >= MAX_URLS:
                     break
     except etree.LxmlError as error:
