@@ -207,7 +207,7 @@ def main(project: Path) -> None:
     at = addresses(project)
     with open_browser(executable) as browser:
         with open_page(browser, at["chat"]) as page:
-            ask(page, "What is 7 plus 5?")
+            ask(page, "What is 85 plus 83?")
             picture(page, "vote")
             vote(page, "left")
         with open_page(browser, run_form(at["prefect"], "build")) as page:
