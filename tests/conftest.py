@@ -19,7 +19,10 @@ from deployments import servers
 from tasks import experiments, params
 from tasks.workspace import Workspace
 
-hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+SLOW = [hypothesis.HealthCheck.too_slow]  # the machine may be
+hypothesis.settings.register_profile(
+    "fixed", derandomize=True, database=None, deadline=None, suppress_health_check=SLOW
+)
 hypothesis.settings.register_profile("explore", max_examples=20_000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("GROUNDUP_HYPOTHESIS", "fixed"))  # the same tests say the same twice
 

@@ -248,9 +248,9 @@ def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_bytes(
 ) -> None:
     """SIGKILL of the run in the middle of training: the trainer saves and ends; the next run goes on from there.
 
-    The steps that are left when the kill is sent take seconds: the trainer hears of it long before it is through. Its
-    tracker takes connections and never answers, which is the longest that a stopped trainer could wait for anyone. The
-    shell that DVC puts between itself and the stage is the system's: not every one makes way for its last command.
+    The trainer has to hear of it long before it is through with its steps. Its tracker takes connections and never
+    answers, which is the longest that a stopped trainer could wait for anyone. The shell that DVC puts between itself
+    and the stage is the system's: not every one makes way for its last command.
     """
     silent = socket.create_server(("127.0.0.1", 0))
     arguments = ["pretrain"]
@@ -268,9 +268,12 @@ def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_bytes(
     trainer = psutil.Process(wait_for_steps(events, 40, run))
     run.kill()
     run.wait()
-    _, alive = psutil.wait_procs([trainer], timeout=10)
+    _, alive = psutil.wait_procs([trainer], timeout=120)
     silent.close()
     assert not alive, "the trainer outlived the run that started it"
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    assert told[-1] == {"event": "failed", "text": "stopped; its resume point is kept", "code": 143}
+    assert max(event["done"] for event in told if event["event"] == "progress") < 1000
     assert not (root / "models" / "base").exists()
     outbox = workspace.root / ".groundup" / "outbox"
     assert [record.name.split("-")[0] for record in outbox.iterdir()] == ["pretrain"]
