@@ -55,7 +55,7 @@ def test_stopping_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     while not (children := psutil.Process(process.pid).children()):
         pass
     assert servers.stop(tmp_path) == ["mlflow"]
-    process.wait(5)
+    process.wait(60)
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
     assert not (tmp_path / ".run" / "mlflow.json").exists()
 
