@@ -29,10 +29,7 @@ def _product_lines(found: dict[str, Any]) -> list[str]:
         f"  {count:>6}  {source}  {split}  {licence}" for (source, split, licence), count in sorted(splits.items())
     ]
     for row in found["documents"][:MOST]:
-        robots = row["robots"] or "no robots meta"
-        lines.append(
-            f"  {row['url']}  fetched {row['fetched'] or 'unknown'}  {row['licence'] or 'no licence'}  {robots}"
-        )
+        lines.append(f"  {row['url']}  {_page(row)}")
     if len(found["documents"]) > MOST:
         lines.append(f"  and {len(found['documents']) - MOST} more; --json lists all")
     if votes := found["votes"]:
@@ -46,7 +43,10 @@ def _product_lines(found: dict[str, Any]) -> list[str]:
 def _document_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{len(found['documents'])} documents"]
     for row in found["documents"][:MOST]:
-        lines.append(f"  {row['id'][:12]}  {row['url']}  {row['split']}  {_licence(row)}")
+        lines.append(f"  {row['id'][:12]}  {row['url']}  {row['split']}  {_page(row)}")
+    if talks := Counter((row["url"], row["split"]) for row in found["conversations"]):
+        lines.append(f"{len(found['conversations'])} dialogues and preferences")
+        lines += [f"  {count:>6}  {url}  {split}" for (url, split), count in talks.most_common(MOST)]
     for row in found["dropped"][:MOST]:
         lines.append(f"  dropped: {row['url']} ({row['reason']})")
     saw = [one for one in found["models"] if one["saw"]]
@@ -57,8 +57,10 @@ def _document_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _licence(row: dict[str, Any]) -> str:
-    return row["licence"] or "no licence"
+def _page(row: dict[str, Any]) -> str:
+    """What the crawl noted of a document's page."""
+    robots = row["robots"] or "no robots meta"
+    return f"fetched {row['fetched'] or 'unknown'}  {row['licence'] or 'no licence'}  {robots}"
 
 
 def forget(

@@ -25,12 +25,11 @@ from llm_core.data.forget_search import Search, passages
 from llm_core.pipeline import PIPELINE, product_path
 from tasks import tracking
 from tasks.history import History, cache_of, cached
-from tasks.lineage import ALIASES, TAUGHT, models_of
+from tasks.lineage import ALIASES, SPOKEN, TAUGHT, models_of
 from tasks.registry import Registry
 from tasks.workspace import Workspace
 
 LIST = "forget.txt"
-SPOKEN = ("documents", "dialogues", "preferences")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ past run, also when its products are no longer checked out.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from llm_core import artifacts
 from llm_core.contract import BadInput
+from llm_core.data.forget_list import Forgotten
 from llm_core.pipeline import MODELS
 from tasks import tracking
 from tasks.history import MAKERS, History, Made
@@ -23,6 +26,9 @@ from tasks.workspace import Workspace
 ALIASES = ("champion", "previous", "candidate")
 TAUGHT = ("base", "chat", "aligned", "reward")
 """Products that documents teach."""
+SPOKEN = ("documents", "dialogues", "preferences")
+KEPT = Path(".groundup") / "lineage"
+"""Where the documents of purged corpora are written down, below the project."""
 Row = dict[str, Any]
 
 
@@ -102,30 +108,57 @@ def _told(made: Made) -> Row:
     }  # fmt: skip
 
 
-def _table(files: dict[str, Path], name: str) -> list[Row]:
+def _table(files: Mapping[str, Path], name: str) -> list[Row]:
     import pyarrow.parquet as parquet
 
     rows: list[Row] = parquet.read_table(files[name]).to_pylist() if name in files else []
     return rows
 
 
-def _documents(history: History, chain: list[Made]) -> Iterator[Row]:
-    """Every document of the corpus in the chain, with what the crawl noted of its page."""
+def _documents(history: History, chain: list[Made], names: tuple[str, ...] = ("documents",)) -> Iterator[Row]:
+    """Every document of the corpus in the chain, with what the crawl noted of its page; or what `names` name.
+
+    Of a corpus that was purged, what `keep` wrote down.
+    """
     found = {one.product: history.files(one, chain) for one in chain if one.product in ("raw", "corpus")}
     corpus, raw = found.get("corpus"), found.get("raw")
-    if corpus is None:
+    if corpus is not None:
+        yield from _rows(corpus, [raw or {}], names)
         return
+    digest = next((one.digest for one in chain if one.product == "corpus"), "")
+    kept = history.space.project / KEPT / f"{digest}.json"
+    for name in names if kept.is_file() else ():
+        yield from json.loads(kept.read_text())[name]
+
+
+def _rows(corpus: Mapping[str, Path], raws: Iterable[Mapping[str, Path]], names: Iterable[str]) -> Iterator[Row]:
     pages: dict[tuple[str, str], Row] = {}
-    for name in sorted(raw or {}):
-        if name.endswith("/pages.parquet"):
-            pages |= {(name.split("/")[0], row["url"]): row for row in _table(raw or {}, name)}
-    for row in _table(corpus, "documents.parquet"):
+    for raw in raws:
+        for name in sorted(raw):
+            if name.endswith("/pages.parquet"):
+                pages |= {(name.split("/")[0], row["url"]): row for row in _table(raw, name)}
+    for row in (row for name in names for row in _table(corpus, f"{name}.parquet")):
         page = pages.get((row["source"], row["url"]), {})
         yield {
-            "id": row["id"], "source": row["source"], "url": row["url"], "split": row["split"], "title": row["title"],
-            "licence": row["licence"] or page.get("licence"), "fetched": page.get("fetched"),
-            "robots": page.get("robots"), "status": page.get("status"), "digest": row["digest"],
+            "id": row["id"], "source": row["source"], "url": row["url"], "split": row["split"],
+            "title": row.get("title"), "licence": row.get("licence") or page.get("licence"),
+            "fetched": page.get("fetched"), "robots": page.get("robots"), "status": page.get("status"),
+            "digest": row["digest"],
         }  # fmt: skip
+
+
+def keep(
+    project: Path, digest: str, corpus: Mapping[str, Path], raws: Iterable[Mapping[str, Path]], listed: Forgotten
+) -> None:
+    """Write down which documents a corpus had, without a word of them, so that its models keep their lineage."""
+    raws = list(raws)
+    rows = {name: list(_rows(corpus, raws, [name])) for name in SPOKEN}
+    for row in (row for found in rows.values() for row in found):
+        if listed.holds(row["url"], row["digest"], row["id"]):
+            row["title"] = None
+    path = project / KEPT / f"{digest}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.write_atomic(path, artifacts.dump_json(rows))
 
 
 def _votes(history: History, chain: list[Made]) -> Row | None:
@@ -141,8 +174,8 @@ def _votes(history: History, chain: list[Made]) -> Row | None:
 
 
 def _of_document(history: History, target: str) -> Row:
-    """The documents that `target` names, wherever they are, and every model that saw one of them."""
-    seen: dict[str, list[Row]] = {}
+    """The documents and dialogues that `target` names, wherever they are, and every model that saw one of them."""
+    seen: dict[str, dict[str, list[Row]]] = {}
     models, dropped = [], []
     for made in history.all(TAUGHT):
         chain = history.chain(made)
@@ -150,15 +183,21 @@ def _of_document(history: History, target: str) -> Row:
         if corpus is None:
             continue
         if corpus.digest not in seen:
-            seen[corpus.digest] = [row for row in _documents(history, chain) if _is_meant(row, target)]
+            seen[corpus.digest] = {
+                kind: [row for row in _documents(history, chain, names) if _is_meant(row, target)]
+                for kind, names in (("documents", ("documents",)), ("conversations", ("dialogues", "preferences")))
+            }
             dropped += [row | {"corpus": corpus.digest} for row in _dropped(history, corpus, chain, target)]
-        splits = sorted({row["split"] for row in seen[corpus.digest]})
+        splits = sorted({row["split"] for rows in seen[corpus.digest].values() for row in rows})
         if splits:
             models.append(_told(made) | {"splits": splits, "saw": made.product in MODELS and "train" in splits})
-    documents = {row["id"]: row for rows in seen.values() for row in rows}
-    if not documents and not dropped:
+    found = {
+        kind: list({row["id"]: row for kinds in seen.values() for row in kinds[kind]}.values())
+        for kind in ("documents", "conversations")
+    }
+    if not found["documents"] and not found["conversations"] and not dropped:
         raise BadInput(f"lineage: {target!r} is no product, alias, run, experiment, URL, site or document known here")
-    return {"target": target, "documents": list(documents.values()), "models": models, "dropped": dropped}
+    return {"target": target, **found, "models": models, "dropped": dropped}
 
 
 def _dropped(history: History, corpus: Made, chain: list[Made], target: str) -> list[Row]:

@@ -1,7 +1,8 @@
 """`groundup forget --purge`: what the forget list names leaves the disk at once, not only the next products.
 
 Out of the crawl stores go pages and addresses; out of the DVC cache the files that hold the text, in whatever run they
-were made; out of every workspace the products and resume points that hold it. The next run makes them anew.
+were made; out of every workspace the products and resume points that hold it. The next run makes them anew. Which
+documents a purged corpus had is written down first, without their words, so that its models keep their lineage.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from llm_core.data.forget_raw import pages_held, rows_held, segment_holds
 from llm_core.data.forget_search import Search
 from llm_core.data.forget_store import purge_stores
 from tasks.forget import LIST, Place, laid_out, places, workspaces
+from tasks.lineage import keep
 from tasks.session import holder_text
 from tasks.stores import seed_stores
 from tasks.workspace import Workspace
@@ -47,10 +49,14 @@ def purge(space: Workspace) -> dict[str, Any]:
             if (one.product("raw") / artifacts.MANIFEST).is_file():
                 seed_stores(one)  # else a clone that never crawled would have to ask for all its pages
         removed, objects = [], 0
-        for place in list(places(space, KINDS)):
-            if names := holding(place, listed):
-                removed.append({"where": place.name, "files": names})
-                objects += _remove(place, names)
+        every = list(places(space, KINDS))
+        held = [(place, names) for place in every if (names := holding(place, listed))]
+        raws = [place.files for place in every if place.kind == "raw"]
+        for place in {place.digest: place for place, _ in held if place.kind == "corpus"}.values():
+            keep(space.project, place.digest, place.files, raws, listed)
+        for place, names in held:
+            removed.append({"where": place.name, "files": names})
+            objects += _remove(place, names)
         stores = sum(purge_stores(folder, listed) for folder in _stores(space))
         scratch = sum(_drop_scratch(one) for one in workspaces(space))
     return {"products": removed, "cache_objects": objects, "store_pages": stores, "resume_points": scratch}

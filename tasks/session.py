@@ -61,10 +61,24 @@ class Session:
             if refresh:
                 seed_stores(self.space)
             outcome = runner.perform(self.space, verb, self.fresh, self.display, force=force, refresh=refresh)
+            if verb == "tokenize" and outcome.state in ("ran", "restored"):
+                self._search_shards()
         else:
             outcome = Outcome("skipped")
         self.outcomes[verb] = outcome
         return outcome
+
+    def _search_shards(self) -> None:
+        """Show that new shards hold nothing of what the forget list names; what was found stands in a report."""
+        from llm_core.data import forget_list
+        from tasks import forget  # a run with nothing to do has no need of what this imports
+
+        listed = forget_list.read(self.space.root / forget.LIST)
+        if listed.documents:
+            proof = forget.prove(self.space, everywhere=False)
+            artifacts.write_atomic(self.space.report("forget"), artifacts.dump_json(proof))
+            told = "hold some of it: see reports/forget.json" if proof["found"] else "hold none of it"
+            self.say(f"forget.txt: shards searched for {len(listed.documents)} documents; they {told}")
 
 
 def with_needs(verbs: Sequence[str]) -> frozenset[str]:
