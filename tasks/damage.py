@@ -51,17 +51,20 @@ def mended(space: Workspace, stage: Stage) -> bool:
     return False
 
 
-def drop_damaged(space: Workspace, stage: Stage) -> list[Path]:
+def drop_damaged(space: Workspace, stage: Stage, *, listings_only: bool = False) -> list[Path]:
     """Remove from DVC's cache what no longer has the MD5 that it is named by, of this stage's outputs; what it was.
 
-    An object that is there is never written again, so a damaged one would outlive every rerun.
+    An object that is there is never written again, so a damaged one would outlive every rerun. With `listings_only`
+    the files of a product are left alone, which costs nothing: DVC sees that a listing is damaged and runs the stage,
+    but it would leave the listing as it is, and the stage stale for ever.
     """
     cache = _cache(space)
     removed = []
     for address in _addresses(space, stage):
         listing = cache / address[:2] / address[2:]
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a damaged listing names nothing
-            for entry in json.loads(listing.read_bytes()) if address.endswith(".dir") else []:
+            named = json.loads(listing.read_bytes()) if address.endswith(".dir") and not listings_only else []
+            for entry in named:
                 removed += _drop_if_damaged(cache / entry["md5"][:2] / entry["md5"][2:], entry["md5"])
         removed += _drop_if_damaged(listing, address.removesuffix(".dir"))
     return removed

@@ -58,8 +58,8 @@ def perform(
         display.end(verb, "fresh", 0.0)
         return Outcome("fresh")
     display.begin(verb, why)
+    damage.drop_damaged(space, stage(verb), listings_only=not force)
     if force:
-        damage.drop_damaged(space, stage(verb))
         space.drop_finished_scratch(stage(verb))  # else its last resume point would be taken for the work asked for
     began = time.monotonic()
     started = _run_child(space, verb, display, force=force or refresh, refresh=refresh)

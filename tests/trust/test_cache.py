@@ -99,7 +99,11 @@ def test_a_forced_run_does_not_get_the_damaged_object_back(
     space: Workspace, whole: Any, damage: Callable[..., None]
 ) -> None:
     """What a cache has is never written again: DVC would lay the damaged object over the product just made."""
-    damage(objects(space, "tokenize")["train.bin"])
+    for victim in (
+        objects(space, "tokenize")["train.bin"],
+        space.product("shards") / "train.bin",
+    ):  # linked, they are one
+        damage(victim)
     with pytest.raises(BadInput, match="--force tokenize"):
         mending.check(space, "shards")
     assert perform(space, "tokenize", force=True).state == "ran"
