@@ -16,6 +16,8 @@ Table = Sequence[Mapping[str, Cell]]
 Curve = Sequence[Sequence[float]]
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 40
+_LEADING = re.compile(r"^([#+*=~_-])(?=[\s#+*=~_-]|$)")
+_NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
 _MARKS = re.compile(r"[\\`\[\]]")
 NAMES_FIRST = ("check", "figure", "curve", "source", "what", "split", "rater")
 """Columns that stand before all others."""
@@ -135,7 +137,7 @@ def markdown(text: str) -> str:
     Addresses are left as they are; what a reader's program makes of a bare one leads to where it says.
     """
     told = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKS.sub(r"\\\g<0>", told)
+    return _NUMBERED.sub(r"\1\\\2", _LEADING.sub(r"\\\1", _MARKS.sub(r"\\\g<0>", told)))
 
 
 def _list(items: Sequence[str]) -> str:
