@@ -6,6 +6,7 @@
 #   make repro  the same job through DVC's door
 #   make soak   the tests that take longer
 #   make peers  .venv-peers: the programs that some benchmarks compare with and whose pins clash with ours
+#   make audit  what is installed, as a bill of materials, and what is known to be wrong with it
 # VENV= and PYTHON= choose the environment; TORCH_INDEX= chooses where torch comes from; WORKERS= how many processes test.
 
 SHELL := /bin/bash
@@ -16,7 +17,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: run test check up down repro soak peers install
+.PHONY: run test check up down repro soak peers audit install
 
 run: install
 	@$(BIN)/groundup run
@@ -50,6 +51,18 @@ peers: .venv-peers/.installed
 .venv-peers/.installed: benchmarks/peers.txt
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	@.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
+	@touch $@
+
+# The bill of materials is of what is installed; the comparison needs a vulnerability service, and says if none answers.
+audit: install .venv-audit/.installed
+	@mkdir -p reports
+	@nice .venv-audit/bin/cyclonedx-py environment $(BIN)/python --output-reproducible --of JSON -o reports/sbom.json
+	@echo "bill of materials: reports/sbom.json"
+	@$(BIN)/python -m benchmarks.audit .venv-audit/bin/pip-audit reports/audit.json
+
+.venv-audit/.installed: benchmarks/audit.txt
+	@test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install -q -r benchmarks/audit.txt
 	@touch $@
 
 install: $(STAMP)

@@ -147,8 +147,10 @@ def main() -> int:
         else:
             by_atheris(TARGETS[name], given.executions, given.seconds, given.seed, Path(out))
         return 0
-    found = {name: run_child(name, given) for name in given.targets.split(",")}
-    measuring.save("fuzz", {"targets": _known() | found, "where": measuring.where(), "versions": _versions()})
+    found: dict[str, dict[str, Any]] = {}
+    for name in given.targets.split(","):
+        found[name] = run_child(name, given)
+        measuring.save("fuzz", {"targets": _known() | found, "where": measuring.where(), "versions": _versions()})
     return int(any(facts["crashes"] for facts in found.values()))
 
 
