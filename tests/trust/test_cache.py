@@ -102,7 +102,7 @@ def test_a_forced_run_does_not_get_the_damaged_object_back(
     for victim in (
         objects(space, "tokenize")["train.bin"],
         space.product("shards") / "train.bin",
-    ):  # linked, they are one
+    ):  # one file, linked
         damage(victim)
     with pytest.raises(BadInput, match="--force tokenize"):
         mending.check(space, "shards")
