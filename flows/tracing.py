@@ -98,7 +98,8 @@ def _forget_lines(done: dict[str, Any]) -> list[str]:
         lines += [f"  removed {', '.join(row['files'])} of {row['where']}" for row in purged["products"]]
         lines.append(
             f"purged: {len(purged['products'])} products, {purged['cache_objects']} objects of the DVC cache, "
-            f"{purged['store_pages']} pages of the crawl stores, {purged['resume_points']} resume points"
+            f"{purged['store_pages']} pages of the crawl stores, {purged['resume_points']} resume points, "
+            f"{purged['reproductions']} reproduced runs"
         )
     if proof := done.get("proof"):
         lines += [_searched(row) for row in proof["searched"]]

@@ -1,8 +1,9 @@
 """`groundup forget --purge`: what the forget list names leaves the disk at once, not only the next products.
 
 Out of the crawl stores go pages and addresses; out of the DVC cache the files that hold the text, in whatever run they
-were made; out of every workspace the products and resume points that hold it. The next run makes them anew. Which
-documents a purged corpus had is written down first, without their words, so that its models keep their lineage.
+were made; out of every workspace the products and resume points that hold it; past runs that were reproduced go whole.
+The next run makes the products anew. Which documents a purged corpus had is written down first, without their words, so
+that its models keep their lineage.
 """
 
 from __future__ import annotations
@@ -59,7 +60,13 @@ def purge(space: Workspace) -> dict[str, Any]:
             objects += _remove(place, names)
         stores = sum(purge_stores(folder, listed) for folder in _stores(space))
         scratch = sum(_drop_scratch(one) for one in workspaces(space))
-    return {"products": removed, "cache_objects": objects, "store_pages": stores, "resume_points": scratch}
+        again = sorted((space.project / "runs").glob("reproduce-*"))
+        for folder in again:  # they hold what was made of the text once more, and links to the cache's files
+            shutil.rmtree(folder)
+    return {
+        "products": removed, "cache_objects": objects, "store_pages": stores, "resume_points": scratch,
+        "reproductions": len(again),
+    }  # fmt: skip
 
 
 def _lock(stack: ExitStack, space: Workspace) -> None:
