@@ -7,8 +7,10 @@ does not repeat it. An address of the environment that carries one is taken apar
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
+import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -61,6 +63,16 @@ def tracker(address: str) -> str:
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
     os.environ[USER], os.environ[PASSWORD] = unquote(user), unquote(password)
     return shown(address)
+
+
+def answer_of_tracker(url: str) -> dict[str, Any] | None:
+    """The JSON that MLflow's server answers to a GET, asked under the environment's name; None if it does not."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=tracker_headers()), timeout=5) as response:
+            answer: dict[str, Any] = json.load(response)
+    except (OSError, ValueError):
+        return None
+    return answer
 
 
 def tracker_headers() -> dict[str, str]:
