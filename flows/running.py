@@ -16,8 +16,9 @@ from deployments import servers
 from llm_core.contract import BadInput
 from llm_core.pipeline import PIPELINE, stage
 from tasks import experiments, tracking
+from tasks.params import CLUSTER_VARIABLE
 from tasks.summary import Summary
-from tasks.workspace import CLUSTER, Workspace
+from tasks.workspace import Workspace
 
 
 def run(
@@ -37,7 +38,7 @@ def run(
         stage(verb)
     space = Workspace.at(project)
     if cluster:
-        os.environ[CLUSTER] = cluster  # the stages' processes inherit it; params.yaml stays, and so nothing is stale
+        os.environ[CLUSTER_VARIABLE] = cluster  # stages inherit it; params.yaml stays: nothing is stale
         space.config("clean")
     space.configs()
     if preset or assignments or name:

@@ -6,6 +6,7 @@ Every section is checked against its stage's Config. What is wrong is told in on
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ SECTIONS: dict[str, type[Config]] = {row.verb: row.config for row in PIPELINE} |
 
 CLUSTER = "cluster"
 """A section that may be left out and that no stage depends on: it says where work is done, not what."""
+CLUSTER_VARIABLE = "GROUNDUP_CLUSTER"
+"""Environment variable with the address of a Dask scheduler; `groundup run --cluster` sets it for what it starts."""
 
 Params = dict[str, Any]
 
@@ -72,6 +75,21 @@ def section_config(section: str, params: Params, source: str) -> Config:
         raise BadInput(f"{source}: {section}: it is nested too deeply, or holds itself") from None
     except ValidationError as error:
         raise BadInput(f"{source}: {_sentence(section, error)}") from None
+
+
+def placed(config: Config, params: Params, source: str) -> Config:
+    """The config with where its work is done: by GROUNDUP_CLUSTER, its own setting, or the section `cluster`.
+
+    Raises `BadInput`.
+    """
+    if "cluster" not in type(config).model_fields:
+        return config
+    if address := os.environ.get(CLUSTER_VARIABLE):
+        named = {CLUSTER: {"kind": "dask", "address": address}}
+        return config.model_copy(update={"cluster": section_config(CLUSTER, named, CLUSTER_VARIABLE)})
+    if "cluster" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"cluster": section_config(CLUSTER, params, source)})
 
 
 def _sentence(section: str, error: ValidationError) -> str:

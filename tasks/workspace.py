@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +18,6 @@ from llm_core import artifacts
 from llm_core.contract import BadInput, Config
 from llm_core.pipeline import PIPELINE, Stage, product_path
 from tasks import closure, params
-
-CLUSTER = "GROUNDUP_CLUSTER"
-"""Environment variable with the address of a Dask scheduler; `groundup run --cluster` sets it for what it starts."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +55,8 @@ class Workspace:
         return checked
 
     def config(self, verb: str) -> Config:
-        """One section, checked; where its work is done, the section `cluster` says, or GROUNDUP_CLUSTER before it.
-
-        Raises `BadInput`.
-        """
-        config = params.section_config(verb, self.params, "params.yaml")
-        if "cluster" not in type(config).model_fields:
-            return config
-        if address := os.environ.get(CLUSTER):
-            named = {params.CLUSTER: {"kind": "dask", "address": address}}
-            return config.model_copy(update={"cluster": params.section_config(params.CLUSTER, named, CLUSTER)})
-        if "cluster" in config.model_fields_set:
-            return config
-        return config.model_copy(update={"cluster": params.section_config(params.CLUSTER, self.params, "params.yaml")})
+        """One section, checked, with where its work is done. Raises `BadInput`."""
+        return params.placed(params.section_config(verb, self.params, "params.yaml"), self.params, "params.yaml")
 
     def product(self, name: str) -> Path:
         """The directory of a product."""

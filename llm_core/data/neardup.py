@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from llm_core.data.minhash import BANDS, BYTES, FUNCTIONS, LOOKS, Signatures, band_keys, similarity
 
-MEMORY = 256_000_000
+MEMORY = 128_000_000
 """Bytes that sorting takes at most, about."""
 _ENTRY_BYTES = 80
 """Of memory for each key while it is sorted: key, place, order, and what numpy copies."""
 _CHUNK = 1 << 16
+_COMPARED = 1 << 9
+"""Pairs that are compared at a time: the system maps 64 kB of the file for each signature that is looked at."""
 Places = NDArray[np.int64]
 
 
@@ -156,8 +158,8 @@ def _pairs_in(path: Path) -> Places:
 
 
 def _chunks(found: Places) -> Iterator[Places]:
-    for at in range(0, len(found), _CHUNK):
-        yield found[at : at + _CHUNK]
+    for at in range(0, len(found), _COMPARED):
+        yield found[at : at + _COMPARED]
 
 
 def _roots(parent: Places, places: Places) -> Places:

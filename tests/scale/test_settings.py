@@ -11,12 +11,13 @@ import yaml
 from llm_core.contract import BadInput
 from llm_core.data import spill
 from llm_core.settings.cluster import ClusterSettings
-from tasks.workspace import CLUSTER, Workspace
+from tasks.params import CLUSTER_VARIABLE
+from tasks.workspace import Workspace
 
 
 @pytest.fixture
 def place(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv(CLUSTER, raising=False)
+    monkeypatch.delenv(CLUSTER_VARIABLE, raising=False)
     shutil.copy(root / "dvc.yaml", tmp_path)
     shutil.copy(root / "params.yaml", tmp_path)
     return tmp_path
@@ -38,10 +39,10 @@ def test_the_section_and_the_environment_say_where(place: Path, monkeypatch: pyt
     own = write(place, tokenize={"cluster": {"kind": "dask", "address": "tcp://b:2"}})
     assert own.config("tokenize").cluster.address == "tcp://b:2"
     assert own.config("clean").cluster.address == "tcp://a:1"
-    monkeypatch.setenv(CLUSTER, "tcp://c:3")
+    monkeypatch.setenv(CLUSTER_VARIABLE, "tcp://c:3")
     assert own.config("tokenize").cluster.address == "tcp://c:3"
     assert not hasattr(own.config("pretrain"), "cluster")
-    monkeypatch.setenv(CLUSTER, "nowhere")
+    monkeypatch.setenv(CLUSTER_VARIABLE, "nowhere")
     with pytest.raises(BadInput, match=r"GROUNDUP_CLUSTER: cluster.address = 'nowhere'"):
         own.config("clean")
 
