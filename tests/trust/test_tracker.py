@@ -105,9 +105,15 @@ def told(space: Workspace) -> dict[int, float]:
 def arrived(space: Workspace, uri: str) -> dict[int, float]:
     """The same from MLflow, after `groundup sync`."""
     tracking.sync(space.project, uri)
-    (sent,) = (space.root / ".groundup" / "scratch").glob("pretrain-*/record/sent.json")
-    client, run = tracking.client(uri), json.loads(sent.read_text())["run_id"]
-    assert client.get_run(run).info.status == "FINISHED"
+    (file,) = (space.root / ".groundup" / "scratch").glob("pretrain-*/record/run.json")
+    client, mark = tracking.client(uri), json.loads(file.read_text())["tags"]["fingerprint"]
+    found = client.search_runs(
+        [tracking.experiment_id(client, "pretrain")],
+        f"tags.fingerprint = '{mark}'",
+        order_by=["attributes.start_time DESC"],
+    )
+    run = found[0].info.run_id
+    assert found[0].info.status == "FINISHED"
     return {point.step: point.value for point in client.get_metric_history(run, "train/loss")}
 
 
