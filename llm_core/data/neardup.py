@@ -4,7 +4,7 @@ Band by band the keys are sorted; documents with equal keys become pairs, each w
 it; a pair counts if the signatures' estimate of its Jaccard similarity reaches the threshold; pairs are joined by
 union-find. `labels` does so out of core: the keys of 14 bands at a time are divided by their last bits among files, of
 which each can be sorted within a memory limit, and a pair that is joined already is not looked at again. On disk that
-takes 224 bytes a document, as much again as the signatures; in memory 24 and what the limit says. `pairs` and
+takes 224 bytes a document, as much again as the signatures; arrays of all documents stay in memory. `pairs` and
 `clusters` do the same in memory.
 """
 
@@ -26,7 +26,7 @@ _ENTRY_BYTES = 80
 """Of memory for each key while it is sorted: key, place, order, and what numpy copies."""
 _CHUNK = 1 << 16
 _COMPARED = 1 << 9
-"""Pairs that are compared at a time: the system maps 64 kB of the file for each signature that is looked at."""
+"""Pairs that are compared at a time: the pages of the file that they touch count as memory of this process."""
 Places = NDArray[np.int64]
 
 
