@@ -38,7 +38,7 @@ def _entry(row: Stage, root: Path) -> dict[str, Any]:
     deps = [product_path(need) for need in row.needs]
     deps += [*row.files.values(), *(file.as_posix() for file in code_files(row, root))]
     return {
-        # exec: some shells (dash) stay in between otherwise, and the stage would not hear that who started it has ended.
+        # exec: dash would stay in between otherwise, and the stage would not hear that who started it has ended
         "cmd": f"exec python -m tasks.run {row.verb}",
         "desc": row.what,
         **({"deps": deps} if deps else {}),
