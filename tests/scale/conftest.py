@@ -88,7 +88,10 @@ class DaskProcesses:
 
     def _start(self, what: str, *options: str) -> subprocess.Popen[bytes]:
         name = what if what == "scheduler" else f"worker-{len(self.workers)}"
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "1h"}
+        here = str(Path(__file__).parents[2])  # functions of the tests are sent by name
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "1h", "PYTHONPATH": here,
+        }  # fmt: skip
         with open(self.folder / f"{name}.log", "wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", f"distributed.cli.dask_{what}", *options],
