@@ -30,8 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-LONG = ("test_readme.py", "flows", "browser", "deployments", "apps")
-"""Files and folders of tests that take minutes: they come first, so that two workers end at about the same time."""
+LONG = ("test_whole_job.py", "test_readme.py", "flows", "browser", "deployments", "apps")
+"""Files and folders of tests that take minutes: they come first, so that two workers end at about the same time.
+
+The whole job comes before the README's story, which finds in DVC's cache what the session's workspace has made.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
