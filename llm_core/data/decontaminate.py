@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from llm_core.contract import BadInput
 from llm_core.data.codepoints import KNOWN, U64, Stretches, chunks, code_points, mixed, tables
+from llm_core.data.document import texts_in
 from llm_core.data.packed import gunzipped
 
 N, SHORTEST, TEMPLATE_ITEMS = 13, 8, 20
@@ -240,7 +241,7 @@ def _items_of(path: Path, fields: Sequence[str]) -> Iterator[list[str]]:
         for row in _rows(path):
             missing -= row.keys() if isinstance(row, dict) else set()
             chosen = {name: row.get(name) for name in fields} if fields and isinstance(row, dict) else row
-            yield list(_texts(chosen))
+            yield list(texts_in(chosen))
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, pa.ArrowException) as error:
         raise BadInput(f"{path}: cannot be read as an evaluation set: {error}") from error
     if missing:
@@ -262,15 +263,3 @@ def _rows(path: Path) -> Iterator[Any]:
 def _read(path: Path) -> str:
     data = path.read_bytes()
     return (gunzipped(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a row, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _texts(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import xxhash
@@ -60,6 +62,18 @@ class Document:
 def identity(text: str) -> str:
     """A stable id: xxh3-128, in hex, of the text in lower case with its white space squeezed."""
     return xxhash.xxh3_128_hexdigest(" ".join(text.lower().split()).encode("utf-8", "surrogatepass"))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a row or a JSON value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from texts_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts_in(inner)
 
 
 def split_of(group: str, validation_share: float, feedback_share: float = 0.0) -> str:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from llm_core.data.bpe import Tokenizer
-from llm_core.data.document import identity
+from llm_core.data.document import identity, texts_in
 from llm_core.data.forget_list import Forgotten, Passage
 from llm_core.data.shards import SPLITS, Shards
 
@@ -118,20 +117,9 @@ class Search:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(1_000):
                 for row in batch.to_pylist():
-                    if self.what(list(_strings(row))):
+                    if self.what(list(texts_in(row))):
                         return True
         return False
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner)
 
 
 def _sequences(shards: Shards, name: str) -> Iterator[tuple[list[str], list[str]]]:
