@@ -127,10 +127,10 @@ class Online:
         parts = (scores.logprobs_BT.gather(1, index_NA), scores.entropy_BT.gather(1, index_NA))
         return parts[0] * given_NA, parts[1] * given_NA
 
-    def _seen(self, model: Transformer, actor: Actor, rows_N: Tensor) -> Tensor:
-        """Log-probabilities as training sees them: without gradients torch takes kernels that round otherwise."""
+    def _seen(self, model: Transformer, actor: Actor, rows_N: Tensor) -> tuple[Tensor, Tensor]:
+        """What `_scores` gives, as training sees it: without gradients torch takes kernels that round otherwise."""
         with torch.enable_grad():
-            return self._scores(model, actor, rows_N)[0].detach()
+            return self._scores(model, actor, rows_N)
 
     def _values(self, critic: Critic, actor: Actor, rows_N: Tensor) -> Tensor:
         """Values (N, A) at the places before each answer token."""
@@ -197,14 +197,13 @@ class Online:
         ]
         scores = None
         for rows_N in first:
-            with torch.enable_grad():  # without it torch takes kernels that round otherwise
-                scores = self._scores(actor.policy, actor, rows_N)
+            scores = self._seen(actor.policy, actor, rows_N)
             actor.old_BA[rows_N] = scores[0].detach()
             if self.reference is not None:
-                actor.reference_BA[rows_N] = self._seen(self.reference, actor, rows_N)
+                actor.reference_BA[rows_N] = self._seen(self.reference, actor, rows_N)[0].detach()
             else:
                 with adapter_off(actor.policy):
-                    actor.reference_BA[rows_N] = self._seen(actor.policy, actor, rows_N)
+                    actor.reference_BA[rows_N] = self._seen(actor.policy, actor, rows_N)[0].detach()
             if actor.critic is not None:
                 actor.values_BA[rows_N] = self._values(actor.critic, actor, rows_N)
         gap = mean((sampled_BA - actor.old_BA).abs(), actor.mask_BA)
