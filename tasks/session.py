@@ -61,14 +61,12 @@ class Session:
             if refresh:
                 seed_stores(self.space)
             outcome = runner.perform(self.space, verb, self.fresh, self.display, force=force, refresh=refresh)
-            if verb == "tokenize" and outcome.state in ("ran", "restored"):
-                self._search_shards()
         else:
             outcome = Outcome("skipped")
         self.outcomes[verb] = outcome
         return outcome
 
-    def _search_shards(self) -> None:
+    def search_shards(self) -> None:
         """Show that new shards hold nothing of what the forget list names; what was found stands in a report."""
         from llm_core.data import forget_list
         from tasks import forget  # a run with nothing to do has no need of what this imports

@@ -59,7 +59,10 @@ def clean(session: Session, raw: Path) -> State[Path]:
 @task(name="tokenize", cache_policy=NO_CACHE, **DATA)
 def tokenize(session: Session, corpus: Path) -> State[Path]:
     """Documents become token shards."""
-    return _perform(session, "tokenize", corpus=corpus)
+    state = _perform(session, "tokenize", corpus=corpus)
+    if session.outcomes["tokenize"].state in ("ran", "restored"):
+        session.search_shards()
+    return state
 
 
 @task(name="pretrain", cache_policy=NO_CACHE, **TRAINING)
