@@ -16,6 +16,7 @@ from pathlib import Path
 from llm_core import artifacts
 from llm_core.artifacts import BrokenProduct
 from llm_core.pipeline import PIPELINE, Stage
+from tasks.history import cache_of
 from tasks.workspace import Workspace
 
 
@@ -58,7 +59,7 @@ def drop_damaged(space: Workspace, stage: Stage, *, listings_only: bool = False)
     the files of a product are left alone, which costs nothing: DVC sees that a listing is damaged and runs the stage,
     but it would leave the listing as it is, and the stage stale for ever.
     """
-    cache = _cache(space)
+    cache = cache_of(space)
     removed = []
     for address in _addresses(space, stage):
         listing = cache / address[:2] / address[2:]
@@ -88,10 +89,3 @@ def _addresses(space: Workspace, stage: Stage) -> list[str]:
     content = (yaml.safe_load(lock.read_text()) if lock.is_file() else None) or {}
     outs = content.get("stages", {}).get(stage.verb, {}).get("outs", [])
     return [entry["md5"] for entry in outs if "md5" in entry]
-
-
-def _cache(space: Workspace) -> Path:
-    from dvc.repo import Repo
-
-    with Repo(str(space.root)) as repo:
-        return Path(repo.cache.local.path)

@@ -22,7 +22,7 @@ from llm_core.contract import BadInput
 from llm_core.data import forget_list
 from llm_core.data.forget_list import Forgotten
 from llm_core.data.forget_search import Search, passages
-from llm_core.pipeline import PIPELINE, product_path
+from llm_core.pipeline import PIPELINE
 from tasks import tracking
 from tasks.history import History, cache_of, cached
 from tasks.lineage import ALIASES, SPOKEN, TAUGHT, models_of
@@ -67,11 +67,7 @@ def workspaces(space: Workspace) -> list[Workspace]:
 def places(space: Workspace, kinds: Iterable[str]) -> Iterator[Place]:
     """Products of these kinds wherever they lie: in workspaces, then in the DVC cache."""
     for one in workspaces(space):
-        for kind in kinds:
-            folder = one.root / product_path(kind)
-            if (folder / artifacts.MANIFEST).is_file():
-                files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-                yield Place(kind, artifacts.digest(folder), files, folder=folder)
+        yield from standing(one, kinds)
     cache = cache_of(space)
     for listing in sorted(cache.glob("??/*.dir")):
         files = cached(cache, listing.parent.name + listing.name)
@@ -81,6 +77,15 @@ def places(space: Workspace, kinds: Iterable[str]) -> Iterator[Place]:
         kind = json.loads(manifest.read_text())["kind"]
         if kind in kinds:
             yield Place(kind, artifacts.sha256(manifest), files, listing=listing)
+
+
+def standing(space: Workspace, kinds: Iterable[str]) -> Iterator[Place]:
+    """Products of these kinds that stand in this workspace."""
+    for kind in kinds:
+        folder = space.product(kind)
+        if (folder / artifacts.MANIFEST).is_file():
+            files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+            yield Place(kind, artifacts.digest(folder), files, folder=folder)
 
 
 def forget(space: Workspace, target: str) -> dict[str, Any]:
@@ -215,8 +220,8 @@ def prove(space: Workspace, *, everywhere: bool = True) -> dict[str, Any]:
     search = Search(listed)
     rows = []
     seen: set[str] = set()
-    for place in places(space, ["shards"]):
-        if place.digest in seen or not (everywhere or place.folder == space.product("shards")):
+    for place in (places if everywhere else standing)(space, ["shards"]):
+        if place.digest in seen:
             continue
         seen.add(place.digest)
         with laid_out(place) as folder:
