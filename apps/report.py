@@ -74,6 +74,8 @@ def render(space: Workspace, reports: Reports, verdict: Mapping[str, Any], state
         "duration": views.duration,
         "written": views.written,
     }
+    chain = lineage(reports)
+    sources = reports.get("acquire", {}).get("tables", {}).get("sources", [])
     return environment.get_template(TEMPLATE).render(
         name=space.name,
         outcome=outcome(reports, verdict),
@@ -91,9 +93,9 @@ def render(space: Workspace, reports: Reports, verdict: Mapping[str, Any], state
         stages=stages(space, reports, states),
         settings=settings(space, reports),
         versions=versions(reports),
-        lineage=lineage(reports),
-        graph=lineage_graph.graph(lineage(reports), sources(reports)),
-        sources=sources(reports),
+        lineage=chain,
+        graph=lineage_graph.graph(chain, sources),
+        sources=sources,
     )  # fmt: skip
 
 
@@ -284,9 +286,3 @@ def lineage(reports: Reports) -> list[dict[str, Any]]:
             chain.append({"product": row.makes, "digest": made[row.makes], "verb": row.verb, "inputs": inputs,
                           "commit": reports[row.verb]["run"].get("git_commit", "")})  # fmt: skip
     return chain
-
-
-def sources(reports: Reports) -> list[dict[str, Any]]:
-    """The table of sources that acquire left."""
-    found: list[dict[str, Any]] = reports.get("acquire", {}).get("tables", {}).get("sources", [])
-    return found
