@@ -19,7 +19,7 @@ from llm_core.model.costs import GATE_WIDTH
 from llm_core.model.operations import rms_norm, rotate
 
 BLOCK = 128
-"""Query positions of one block of causal attention on a CPU."""
+"""Query positions of one block of attention on a CPU: what comes after them is not computed."""
 SHARPER = 1.44
 """What speedrun multiplies the usual 1 / sqrt(E) with: normed queries and keys cannot grow by themselves (nanochat)."""
 
@@ -64,29 +64,26 @@ def attend(
     dropout: float,
     scale: float | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention; `mask` [B, 1, T, S] is true where a query may look, None means causal.
+    """Scaled dot-product attention; `mask` [B, 1, T, T] is true where a query may look, None means causal.
 
-    `scale` multiplies the scores (None: 1 / sqrt(E)).
+    A mask may only take away from causal attention. `scale` multiplies the scores (None: 1 / sqrt(E)).
     """
     grouped = key_BKSE.shape[1] != query_BHTE.shape[1]
-    if mask is not None:
-        return F.scaled_dot_product_attention(
-            query_BHTE, key_BKSE, value_BKSE, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=grouped
-        )
     length = query_BHTE.shape[2]
     if query_BHTE.device.type != "cpu" or length <= BLOCK:
         return F.scaled_dot_product_attention(
-            query_BHTE, key_BKSE, value_BKSE, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
-        )
+            query_BHTE, key_BKSE, value_BKSE, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scale,
+            enable_gqa=grouped,
+        )  # fmt: skip
+    place = torch.arange(length)
     blocks = []
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
-        row_T1 = torch.arange(start, stop)[:, None]
         part = F.scaled_dot_product_attention(
             query_BHTE[:, :, start:stop],
             key_BKSE[:, :, :stop],
             value_BKSE[:, :, :stop],
-            attn_mask=torch.arange(stop) <= row_T1,
+            attn_mask=place[:stop] <= place[start:stop, None] if mask is None else mask[..., start:stop, :stop],
             dropout_p=dropout,
             scale=scale,
             enable_gqa=grouped,
