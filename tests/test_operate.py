@@ -109,10 +109,11 @@ class Project:
 def project(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
     root = tmp_path_factory.mktemp("operate") / "project"
-    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", "tests", "benchmarks")
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    not_needed = {*OWN, "tests", "benchmarks"}
     shutil.copytree(ROOT, root, ignore=lambda folder, names: {
         *left_out(folder, names),
-        *(name for name in names if folder == str(ROOT) and (name in OWN or name.startswith(".")))})  # fmt: skip
+        *(n for n in names if folder == str(ROOT) and (n in not_needed or n.startswith(".")))})  # fmt: skip
     for name in (".gitignore", ".dvcignore", ".dvc/config", "dvc.yaml"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)

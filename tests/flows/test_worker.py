@@ -223,4 +223,5 @@ def test_a_deployment_of_a_moved_project_says_where_it_looks(
         supervisor._deploy(stack.root)
     assert state["type"] in ("CRASHED", "FAILED")
     filter_ = {"logs": {"flow_run_id": {"any_": [run]}}}
-    api.until("the run's log", lambda: any(str(moved) in line["message"] for line in api.ask("logs/filter", filter_)))
+    sentence = f"this deployment looks for its project in {moved}, where none is"
+    api.until("the run's log", lambda: any(sentence in line["message"] for line in api.ask("logs/filter", filter_)))
