@@ -58,7 +58,7 @@ OPENING, LONGEST, PROMPTS, JUDGED, CONTEXT = 4, 24, 1200, 400, 64
 DROPOUT = 0.3
 """Of the reward model in training: it has 4,200 sentences to learn from, and without it knows them by heart at once."""
 ONLINE = {
-    "rollouts": 150, "prompts": 16, "samples": 8, "learning_rate": 3e-4, "kl_weight": 0.15, "kl_target": 9.0,
+    "rollouts": 250, "prompts": 16, "samples": 8, "learning_rate": 3e-4, "kl_weight": 0.15, "kl_target": 12.5,
     "kl_horizon": 1500, "evaluate_every": 50, "missing_end_penalty": 0.5,
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
