@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from llm_core.contract import BadInput
-from llm_core.model.prefixes import Tree, grow, hidden
+from llm_core.model.decoder import Decoder
+from llm_core.model.prefixes import Tree, flat_hidden, grow
 from llm_core.model.transformer import Transformer
 
 BATCH_TOKENS = 1024  # what stays in a core's cache
@@ -59,8 +60,9 @@ def continuations(model: Transformer, requests: Sequence[Request]) -> list[Conti
             inputs.append(whole[:-1])
             targets.append(whole[len(whole) - len(scored) :])
     results = [Continuation(0.0, True)] * len(requests)
+    decoder = Decoder(model)
     for batch in _batches(grow(inputs)):
-        for member, found in _score(model, batch, targets):
+        for member, found in _score(decoder, batch, targets):
             before = results[owners[member]]
             results[owners[member]] = Continuation(before.logprob + found.logprob, before.greedy and found.greedy)
     return results
@@ -83,22 +85,21 @@ def _batches(trees: Sequence[Tree]) -> list[list[Tree]]:
     return batches
 
 
-def _score(
-    model: Transformer, trees: Sequence[Tree], targets: Sequence[Sequence[int]]
-) -> list[tuple[int, Continuation]]:
+def _score(decoder: Decoder, trees: Sequence[Tree], targets: Sequence[Sequence[int]]) -> list[tuple[int, Continuation]]:
     """(number of the request, result) for every member of the trees."""
-    hidden_BTD = hidden(model, trees)
-    width = hidden_BTD.shape[1]
+    hidden_ND = flat_hidden(decoder, trees)
     places: list[int] = []
     wanted: list[int] = []
     members: list[tuple[int, int]] = []
-    for row, tree in enumerate(trees):
+    start = 0
+    for tree in trees:
         for member, path in zip(tree.members, tree.paths, strict=True):
             scored = len(targets[member])
-            places += [row * width + place for place in path[len(path) - scored :]]
+            places += [start + place for place in path[len(path) - scored :]]
             wanted += targets[member]
             members.append((member, scored))
-    logprob_N, likeliest_N = _of_tokens(model, hidden_BTD.flatten(0, 1), np.array(places), np.array(wanted))
+        start += len(tree.tokens)
+    logprob_N, likeliest_N = _of_tokens(decoder, hidden_ND, np.array(places), np.array(wanted))
     stops = np.cumsum([scored for _, scored in members])
     found = []
     for (member, scored), stop in zip(members, stops.tolist(), strict=True):
@@ -108,7 +109,7 @@ def _score(
 
 
 def _of_tokens(
-    model: Transformer, hidden_ND: Tensor, places: np.ndarray, wanted: np.ndarray
+    decoder: Decoder, hidden_ND: Tensor, places: np.ndarray, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability of each wanted token after its place, and whether it is the likeliest: two arrays [n].
 
@@ -118,11 +119,11 @@ def _of_tokens(
     distinct, which = np.unique(places, return_inverse=True)
     order = np.argsort(which, kind="stable")
     which, ordered = which[order], torch.from_numpy(wanted[order]).to(device)
-    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    rows = max(1, LOGITS_AT_ONCE // decoder.config.vocab_size)
     logprobs, likeliest = np.empty(len(places)), np.empty(len(places), dtype=np.bool_)
     for start in range(0, len(distinct), rows):
         chosen = torch.from_numpy(distinct[start : start + rows]).to(device)
-        logits_MV = model.logits(hidden_ND[chosen]).float()
+        logits_MV = decoder.logits(hidden_ND[chosen])
         first, stop = np.searchsorted(which, [start, start + rows])
         at = torch.from_numpy(which[first:stop] - start).to(device)
         scores = logits_MV[at, ordered[first:stop]]

@@ -1,4 +1,4 @@
-"""The model as sampling reads it: one new token a row, keys and values of the earlier ones in a cache.
+"""The model as sampling and scoring read it, without gradients; sampling with a cache of keys and values.
 
 Notable:
 - The same network as `Transformer`, in few operations: a small model spends its time on calling them. folding.py joins
@@ -10,7 +10,9 @@ Notable:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +50,35 @@ class Rows:
         self.values[:, target, :, :used] = self.values[:, source, :, :used]
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the N tokens of U texts, one after the other, stand in a rectangle that pads them on the right."""
+
+    line_N: Tensor
+    column_N: Tensor
+    texts: int
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Places:
+        """Of texts with these numbers of tokens."""
+        line_N = np.repeat(np.arange(len(lengths)), lengths)
+        column_N = np.concatenate([np.arange(length) for length in lengths])
+        return cls(
+            torch.from_numpy(line_N).to(device), torch.from_numpy(column_N).to(device), len(lengths), max(lengths)
+        )
+
+    def padded(self, flat_NHE: Tensor) -> Tensor:
+        """[N, H, E] -> [U, H, T, E], with zeros in the padding."""
+        out = flat_NHE.new_zeros(self.texts, self.longest, *flat_NHE.shape[1:])
+        out[self.line_N, self.column_N] = flat_NHE
+        return out.transpose(1, 2)
+
+    def flat(self, padded_UHTE: Tensor) -> Tensor:
+        """[U, H, T, E] -> [N, H * E]."""
+        return padded_UHTE.transpose(1, 2)[self.line_N, self.column_N].flatten(1)
+
+
 class Decoder:
     """A model's weights as they were when this was built, ready to read prompts and single tokens.
 
@@ -72,25 +103,33 @@ class Decoder:
     def read(self, prompts: Sequence[Sequence[int]], rows: Rows, targets: Tensor, sources: Tensor) -> Tensor:
         """Logits after each prompt [U, V]; row `targets[i]` of the cache gets prompt `sources[i]`."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
         tokens_N = torch.tensor([token for prompt in prompts for token in prompt], device=self.device)
-        line = torch.arange(len(prompts)).repeat_interleave(lengths).to(self.device)
-        positions_N = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).to(self.device)
-
-        def padded(flat_NHE: Tensor) -> Tensor:
-            out = flat_NHE.new_zeros(len(prompts), longest, *flat_NHE.shape[1:])
-            out[line, positions_N] = flat_NHE
-            return out.transpose(1, 2)
+        places = Places.of(lengths.tolist(), self.device)
 
         def mix(layer: int, query_NHE: Tensor, key_NKE: Tensor, value_NKE: Tensor) -> Tensor:
-            key_UKTE, value_UKTE = padded(key_NKE), padded(value_NKE)
-            rows.keys[layer, targets, :, :longest] = key_UKTE[sources]
-            rows.values[layer, targets, :, :longest] = value_UKTE[sources]
-            mixed_UHTE = attend(padded(query_NHE), key_UKTE, value_UKTE, None, 0.0, 1.0)
-            return mixed_UHTE.transpose(1, 2)[line, positions_N].flatten(1)
+            key_UKTE, value_UKTE = places.padded(key_NKE), places.padded(value_NKE)
+            rows.keys[layer, targets, :, : places.longest] = key_UKTE[sources]
+            rows.values[layer, targets, :, : places.longest] = value_UKTE[sources]
+            return places.flat(attend(places.padded(query_NHE), key_UKTE, value_UKTE, None, 0.0, 1.0))
 
-        hidden_ND = self._blocks(tokens_N, positions_N, mix)
-        return self._logits(hidden_ND[lengths.cumsum(0).to(self.device) - 1])
+        hidden_ND = self._blocks(tokens_N, places.column_N, mix)
+        return self.logits(hidden_ND[lengths.cumsum(0).to(self.device) - 1])
+
+    def hidden(self, tokens_N: Tensor, positions_N: Tensor, places: Places, mask: Tensor | None) -> Tensor:
+        """Vectors [N, D] of texts that lie one after the other, `places` says where; `logits` reads them.
+
+        `mask` [U, 1, T, T] is true where a place of the U padded texts may look, None means causal.
+        """
+
+        def mix(_: int, query_NHE: Tensor, key_NKE: Tensor, value_NKE: Tensor) -> Tensor:
+            query_UHTE, key_UKTE, value_UKTE = (
+                places.padded(query_NHE),
+                places.padded(key_NKE),
+                places.padded(value_NKE),
+            )
+            return places.flat(attend(query_UHTE, key_UKTE, value_UKTE, mask, 0.0, 1.0))
+
+        return self._blocks(tokens_N, positions_N, mix)
 
     def step(self, tokens_B: Tensor, positions_B: Tensor, rows: Rows, used: int) -> Tensor:
         """Logits [B, V] after one more token in each of the first B rows; all positions are below `used`."""
@@ -115,7 +154,7 @@ class Decoder:
             scores = torch.baddbmm(bias, query_BHE.reshape(batch * heads, -1, size), keys[layer])
             return torch.bmm(torch.softmax(scores, -1), values[layer]).view(batch, -1)
 
-        return self._logits(self._blocks(tokens_B, positions_B, mix))
+        return self.logits(self._blocks(tokens_B, positions_B, mix))
 
     def _blocks(self, tokens_N: Tensor, positions_N: Tensor, mix: Mix) -> Tensor:
         x_ND = F.embedding(tokens_N, self.weights.embedding)
@@ -166,7 +205,8 @@ class Decoder:
             return _rms_normed(x_ND, self.floor)
         return F.layer_norm(x_ND, x_ND.shape[-1:], eps=self.config.norm_eps)
 
-    def _logits(self, x_ND: Tensor) -> Tensor:
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Logits [..., V] in single precision of vectors that `hidden` gave."""
         logits = _times(self._normed(x_ND), self.weights.head, self.weights.head_bias).float()
         cap = self.config.softcap
         return cap * torch.tanh(logits / cap) if cap else logits

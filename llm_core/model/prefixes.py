@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llm_core.model.decoder import Decoder, Places
 from llm_core.model.transformer import Transformer
 
 LEAST_SHARED = 4
@@ -92,15 +93,34 @@ def hidden(model: Transformer, trees: Sequence[Tree]) -> Tensor:
     for row, tree in enumerate(trees):
         tokens_BT[row, : len(tree.tokens)] = tree.tokens
     tokens = torch.from_numpy(tokens_BT).to(device)
-    if all(tree.plain for tree in trees):
+    mask = _mask(trees, width, device)
+    if mask is None:
         return model.hidden(tokens)
     positions_BT = np.zeros_like(tokens_BT)
-    mask_BTT = np.empty((len(trees), width, width), dtype=np.bool_)
     for row, tree in enumerate(trees):
         positions_BT[row, : len(tree.tokens)] = tree.positions
+    return model.hidden(tokens, positions=torch.from_numpy(positions_BT).to(device), attention_mask=mask)
+
+
+def flat_hidden(decoder: Decoder, trees: Sequence[Tree]) -> Tensor:
+    """Vectors of all places [N, D], tree after tree, for `decoder.logits`; nothing is padded but in attention."""
+    lengths = [len(tree.tokens) for tree in trees]
+    tokens_N = torch.tensor([token for tree in trees for token in tree.tokens], device=decoder.device)
+    positions_N = torch.tensor([position for tree in trees for position in tree.positions], device=decoder.device)
+    mask = _mask(trees, max(lengths), decoder.device)
+    return decoder.hidden(
+        tokens_N, positions_N, Places.of(lengths, decoder.device), None if mask is None else mask[:, None]
+    )
+
+
+def _mask(trees: Sequence[Tree], width: int, device: torch.device) -> Tensor | None:
+    """Where each place may look [B, T, T]; None where causal attention says the same."""
+    if all(tree.plain for tree in trees):
+        return None
+    mask_BTT = np.empty((len(trees), width, width), dtype=np.bool_)
+    for row, tree in enumerate(trees):
         mask_BTT[row] = tree.mask(width)
-    positions, mask = torch.from_numpy(positions_BT).to(device), torch.from_numpy(mask_BTT).to(device)
-    return model.hidden(tokens, positions=positions, attention_mask=mask)
+    return torch.from_numpy(mask_BTT).to(device)
 
 
 def _joins(shared: int, length: int) -> bool:
