@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
-from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from tasks import gpus
@@ -45,30 +45,38 @@ def ensure_gpu_limit() -> None:
 
 
 def ensure_automations() -> None:
-    """The automations, each once: an older one of the same name is brought up to date."""
+    """The automations, each once. One that is as it should be stays, with the events that it has counted so far."""
     with get_client(sync_client=True) as client:
         wanted = [_build_on_new_data(_deployment_id(client, "build/build")), _lost_runs()]
         wanted.append(_feedback_on_votes(_deployment_id(client, "feedback/feedback")))
         for automation in wanted:
-            for old in client.read_automations_by_name(automation.name):
+            there = client.read_automations_by_name(automation.name)
+            if len(there) == 1 and _does(there[0]) == _does(automation):
+                continue
+            for old in there:
                 client.delete_automation(old.id)
-            automation.create()
+            client.create_automation(automation)
+
+
+def _does(automation: AutomationCore) -> dict[str, Any]:
+    """When an automation acts and how, without the ids that the server gives."""
+    return automation.model_dump(include={"enabled", "trigger", "actions"})
 
 
 def _deployment_id(client: SyncPrefectClient, name: str) -> UUID:
     return client.read_deployment_by_name(name).id
 
 
-def _build_on_new_data(deployment: UUID) -> Automation:
-    return Automation(
+def _build_on_new_data(deployment: UUID) -> AutomationCore:
+    return AutomationCore(
         name="new data starts a build",
         trigger=EventTrigger(expect={DATA_CHANGED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
         actions=[RunDeployment(source="selected", deployment_id=deployment, parameters={})],
     )
 
 
-def _feedback_on_votes(deployment: UUID) -> Automation:
-    return Automation(
+def _feedback_on_votes(deployment: UUID) -> AutomationCore:
+    return AutomationCore(
         name="new votes start feedback",
         trigger=EventTrigger(
             expect={VOTE_GIVEN}, posture=Posture.Reactive, threshold=ENOUGH_VOTES, within=timedelta(days=365)
@@ -77,9 +85,9 @@ def _feedback_on_votes(deployment: UUID) -> Automation:
     )
 
 
-def _lost_runs() -> Automation:
+def _lost_runs() -> AutomationCore:
     """Prefect's own remedy for zombies: after a heartbeat another one, or an end, must follow."""
-    return Automation(
+    return AutomationCore(
         name="a run without heartbeat is marked as crashed",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},

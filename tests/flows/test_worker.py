@@ -58,11 +58,13 @@ def check(api: Any, run: str) -> None:
 def test_up_may_be_repeated(stack: Workspace, api: Any) -> None:
     before = servers.running(stack.root)
     assert set(before) >= {"prefect", "mlflow", "worker"}
+    watching = {found["name"]: found["id"] for found in api.ask("automations/filter", {})}
     pids = {path.name: json.loads(path.read_text()).get("pid") for path in (stack.root / ".run").glob("*.json")}
     assert supervisor.up(stack.root, lambda _: None) == before
     assert pids == {path.name: json.loads(path.read_text()).get("pid") for path in (stack.root / ".run").glob("*.json")}
     automations = api.ask("automations/filter", {})
-    assert len(automations) == len({automation["name"] for automation in automations}) >= 2
+    assert len(automations) == len(watching) >= 3
+    assert {found["name"]: found["id"] for found in automations} == watching  # and so the votes that it has counted
     names = {found["name"] for found in api.ask("deployments/filter", {})}
     assert {"build", "refresh", "scaling"} <= names
     assert api.ask("v2/concurrency_limits/gpu")["limit"] >= 1
