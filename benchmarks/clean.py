@@ -40,7 +40,7 @@ from llm_core import artifacts
 from llm_core.data import minhash
 from llm_core.data.document import RAW_DOCUMENTS
 from llm_core.data.filters import FilterOptions, judge
-from llm_core.data.neardup import clusters, pairs
+from llm_core.data.neardup import labels
 
 DATA = ROOT.parent / "shared" / "data"
 PARTS = ("filters", "duplicates", "stage", "index")
@@ -144,17 +144,19 @@ def duplicates(python: Path) -> dict[str, Any]:
 
 
 def quality(texts: list[str], copies: list[tuple[int, int, float]], found: minhash.Signatures) -> dict[str, Any]:
-    """Recall of planted copies by true similarity, and how many pairs were joined wrongly."""
-    joined: list[np.ndarray] = []
-    seconds = cpu_seconds(lambda: joined.append(pairs(found, np.arange(len(texts)), 0.7)))
-    label = clusters(len(texts), joined[0])
+    """Recall of planted copies by true similarity, and how many texts were joined with a first one wrongly."""
+    with tempfile.TemporaryDirectory() as name:
+        file, every, found_labels = Path(name) / "signatures", np.arange(len(texts)), list[np.ndarray]()
+        file.write_bytes(found.tobytes())
+        seconds = cpu_seconds(lambda: found_labels.append(labels(file, every, 0.7, Path(name) / "bands")))
+    label = found_labels[0]
     result: dict[str, Any] = {"pairs_cpu_s": round(seconds, 3)}
     for low, high in ((0.8, 1.01), (0.8, 0.9), (0.7, 0.8)):
         close = [(a, b) for a, b, similarity in copies if low <= similarity < high]
         hits = sum(label[a] == label[b] for a, b in close)
         name = f"{low} to {min(high, 1.0):.1f}"
         result[f"recall_{name}"] = {"found": int(hits), "of": len(close), "share": round(hits / len(close), 4)}
-    true = [jaccard(texts[a], texts[b]) for a, b in joined[0].tolist()]
+    true = [jaccard(texts[a], texts[b]) for b, a in enumerate(label.tolist()) if a != b]
     result["joined_pairs"] = len(true)
     result["joined_below_0.6"] = sum(value < 0.6 for value in true)
     return result

@@ -64,7 +64,7 @@ class Assembly:
         kind, source, reason, part, offset, length, size, high, low = row
         fields, text = records.read(part, offset, length, size)
         rules = self._sources[source]
-        reason = reason or self._copies.reason.get(place)
+        reason = reason or self._copies.reason(place)
         cluster = self._cluster(place)
         if kind:
             if reason is None:
@@ -113,5 +113,5 @@ class Assembly:
 
     def _cluster(self, place: int) -> str | None:
         """The id of the record that stays for this one, as it was before pieces were removed; None without copies."""
-        leader = self._leaders.get(place)
-        return None if leader is None else self._copies.identity(leader)
+        leader = int(self._leaders[place])
+        return None if leader < 0 else self._copies.identity(leader)

@@ -263,17 +263,19 @@ def _facts(config: CleanConfig, raw: Path) -> dict[str, Any]:
 
 def _clusters(copies: Duplicates, index: pa.Table, sources: Sequence[str]) -> list[Row]:
     """The largest groups of copies, with the URL that stays and some of those that do not."""
-    members: dict[int, list[int]] = {}
-    for place, leader in copies.leaders().items():
-        if place != leader:
-            members.setdefault(leader, []).append(place)
-    largest = sorted(members.items(), key=lambda item: (-len(item[1]), item[0]))[:LARGEST_CLUSTERS]
+    leaders = copies.leaders()
+    lost = np.flatnonzero(copies.of >= 0)
+    stays, counts = np.unique(leaders[lost], return_counts=True)
+    largest = [
+        (leader, lost[leaders[lost] == leader].tolist())
+        for leader in stays[np.lexsort((stays, -counts))][:LARGEST_CLUSTERS].tolist()
+    ]
     url = index["url"]
     return [
         {
             "copies": len(places),
             "how": ", ".join(
-                f"{reason} {count}" for reason, count in sorted(Counter(copies.reason[p] for p in places).items())
+                f"{reason} {count}" for reason, count in sorted(Counter(map(copies.reason, places)).items())
             ),
             "source": sources[index["source"][leader].as_py()],
             "kept": url[leader].as_py(),

@@ -1,16 +1,19 @@
-"""Near duplicates: documents whose signatures agree in a whole band, checked, and joined into clusters.
+"""Near duplicates: documents whose signatures agree in a whole band, checked, and joined into clusters, out of core.
 
 Band by band the keys are sorted; documents with equal keys become pairs, each with the first and with the one before
 it; a pair counts if the signatures' estimate of its Jaccard similarity reaches the threshold; pairs are joined by
-union-find. `labels` does so out of core: the keys of 14 bands at a time are divided by their last bits among files, of
-which each can be sorted within a memory limit, and a pair that is joined already is not looked at again. On disk that
-takes 224 bytes a document, as much again as the signatures; arrays of all documents stay in memory. `pairs` and
-`clusters` do the same in memory.
+union-find. The keys of 14 bands at a time are divided by their last bits among files, of which each can be sorted
+within a memory limit, and a pair that is joined already is not looked at again. On disk that takes 224 bytes a
+document, as much again as the signatures. In memory stay three numbers a document (24 bytes) and what is sorted.
+
+Signatures are read by `pread`, not through a memory map: whoever maps the file has, page by page, all of it in memory
+before long, because the kernel maps whole folios around each page that is touched, and pages of other documents count
+as this process's memory.
 """
 
 from __future__ import annotations
 
-import mmap
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,75 +28,9 @@ MEMORY = 128_000_000
 _ENTRY_BYTES = 80
 """Of memory for each key while it is sorted: key, place, order, and what numpy copies."""
 _CHUNK = 1 << 16
-_COMPARED = 1 << 9
-"""Pairs that are compared at a time: the pages of the file that they touch count as memory of this process."""
+_COMPARED = 1 << 12
+"""Pairs that are compared at a time."""
 Places = NDArray[np.int64]
-
-
-def signatures_in(path: Path) -> Signatures:
-    """The (documents, 112) signatures in a file, mapped, not read."""
-    if path.stat().st_size == 0:
-        return np.zeros((0, FUNCTIONS), np.uint16)
-    return np.memmap(path, np.uint16, "r").reshape(-1, FUNCTIONS)
-
-
-def pairs(found: Signatures, rank: Places, threshold: float) -> Places:
-    """(pairs, 2) rows of signatures that are at least so alike, each pair once.
-
-    `rank` (documents,) puts the rows into an order that does not depend on where they were found; rows below 0 are
-    left out.
-    """
-    rows = np.flatnonzero(rank >= 0)
-    rows = rows[np.argsort(rank[rows], kind="stable")]
-    candidates = np.zeros(0, np.uint64)
-    for band in range(LOOKS):
-        keys = np.concatenate(
-            [band_keys(np.asarray(found[rows[at : at + _CHUNK]]), band) for at in range(0, len(rows), _CHUNK)]
-            or [np.zeros(0, np.uint64)]
-        )
-        candidates = np.union1d(candidates, _pairs_of(keys))
-    result = [
-        _checked(found, rows, candidates[at : at + _CHUNK], threshold) for at in range(0, len(candidates), _CHUNK)
-    ]
-    return np.concatenate(result) if result else np.zeros((0, 2), np.int64)
-
-
-def _pairs_of(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Places with equal keys, as smaller << 32 | larger: each with the first of its kind and with the one before."""
-    order = np.argsort(keys, kind="stable").astype(np.uint64)
-    ordered = keys[order]
-    same = np.concatenate([[False], ordered[1:] == ordered[:-1]])
-    begins = np.maximum.accumulate(np.where(same, 0, np.arange(len(keys))))
-    again = np.flatnonzero(same)
-    later, shift = order[again], np.uint64(32)
-    return np.concatenate([order[begins[again]] << shift | later, order[again - 1] << shift | later])
-
-
-def _checked(found: Signatures, rows: Places, candidates: NDArray[np.uint64], threshold: float) -> Places:
-    a, b = (
-        rows[(candidates >> np.uint64(32)).astype(np.int64)],
-        rows[(candidates & np.uint64(2**32 - 1)).astype(np.int64)],
-    )
-    alike = similarity(np.asarray(found[a]), np.asarray(found[b])) >= threshold
-    return np.stack([a[alike], b[alike]], axis=1)
-
-
-def clusters(count: int, joined: Places) -> Places:
-    """(count,) for each of `count` things the least of those that the pairs join it with, directly or by others."""
-    parent = list(range(count)) if len(joined) else []
-
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = place = parent[parent[place]]
-        return place
-
-    for a, b in joined.tolist():
-        a, b = root(a), root(b)
-        parent[max(a, b)] = min(a, b)
-    result = np.arange(count)
-    for place in np.unique(joined).tolist():
-        result[place] = root(place)
-    return result
 
 
 def labels(file: Path, rank: Places, threshold: float, folder: Path, memory: int = MEMORY) -> Places:
@@ -105,22 +42,28 @@ def labels(file: Path, rank: Places, threshold: float, folder: Path, memory: int
     """
     count = int(rank.max(initial=-1)) + 1
     parent = np.arange(count)
-    row_of = np.full(count, -1, np.int64)
-    there = np.flatnonzero(rank >= 0)
-    row_of[rank[there]] = there
-    parts = max(1, -(-len(there) * _ENTRY_BYTES // memory))
-    for first in range(0, LOOKS if len(there) else 0, BANDS):
+    row_of = _rows_of(rank, count)
+    documents = int((rank >= 0).sum())
+    parts = max(1, -(-documents * _ENTRY_BYTES // memory))
+    for first in range(0, LOOKS if documents else 0, BANDS):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _divide(file, rank, range(first, first + BANDS), parts, folder)
-        with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with open(file, "rb", buffering=0) as opened:
             for path in sorted(folder.iterdir()):
                 for candidates in _chunks(_pairs_in(path)):
-                    _join(parent, _alike(mapped, row_of, _apart(parent, candidates), threshold))
-                    mapped.madvise(mmap.MADV_DONTNEED)  # pages that were read would count as memory of this process
+                    _join(parent, _alike(opened.fileno(), row_of, _apart(parent, candidates), threshold))
                 path.unlink()
         shutil.rmtree(folder)
     return _roots(parent, np.arange(count))
+
+
+def _rows_of(rank: Places, count: int) -> Places:
+    """(count,) the row of each place, -1 for places without one."""
+    row_of = np.full(count, -1, np.int64)
+    there = np.flatnonzero(rank >= 0)
+    row_of[rank[there]] = there
+    return row_of
 
 
 def _divide(file: Path, rank: Places, bands: range, parts: int, folder: Path) -> None:
@@ -176,12 +119,20 @@ def _apart(parent: Places, candidates: Places) -> Places:
     return apart
 
 
-def _alike(mapped: mmap.mmap, row_of: Places, candidates: Places, threshold: float) -> Places:
-    """The pairs whose signatures are at least so alike."""
-    found = np.frombuffer(mapped, np.uint16).reshape(-1, FUNCTIONS)
+def _alike(file: int, row_of: Places, candidates: Places, threshold: float) -> Places:
+    """The pairs whose signatures in the open `file` are at least so alike."""
     rows = row_of[candidates]
-    alike: Places = candidates[similarity(found[rows[:, 0]], found[rows[:, 1]]) >= threshold]
+    first, second = _signatures(file, rows[:, 0]), _signatures(file, rows[:, 1])
+    alike: Places = candidates[similarity(first, second) >= threshold]
     return alike
+
+
+def _signatures(file: int, rows: Places) -> Signatures:
+    """(rows, 112) signatures by their rows in the open file. Raises `EOFError` if it ends before."""
+    found = b"".join(os.pread(file, BYTES, row * BYTES) for row in rows.tolist())
+    if len(found) != len(rows) * BYTES:
+        raise EOFError("the file of signatures is shorter than its index says")
+    return np.frombuffer(found, np.uint16).reshape(-1, FUNCTIONS)
 
 
 def _join(parent: Places, found: Places) -> None:
@@ -192,8 +143,3 @@ def _join(parent: Places, found: Places) -> None:
         while (up := int(parent[b])) != b:
             parent[b] = b = int(parent[up])
         parent[max(a, b)] = min(a, b)
-
-
-def bytes_on_disk(documents: int) -> int:
-    """What the signatures of so many documents take."""
-    return documents * BYTES

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm_core.data import minhash
 from llm_core.data.dedup import Duplicates, Hashes, Index, Pieces
-from llm_core.data.neardup import clusters, pairs, signatures_in
+from llm_core.data.neardup import labels
 
 WORDS = re.compile(r"\w+")
 
@@ -60,13 +60,12 @@ def test_planted_near_duplicates_are_found(planted, algorithm: str, tmp_path: Pa
     assert there.all()
     (tmp_path / "signatures").write_bytes(found.tobytes())
     assert (tmp_path / "signatures").stat().st_size == 224 * len(texts)
-    joined = pairs(signatures_in(tmp_path / "signatures"), np.arange(len(texts)), 0.7)
-    label = clusters(len(texts), joined)
+    label = labels(tmp_path / "signatures", np.arange(len(texts)), 0.7, tmp_path / "bands")
     close = [(a, b) for a, b, similarity in copies if similarity >= 0.8]
     assert len(close) > 200
     missed = [pair for pair in close if label[pair[0]] != label[pair[1]]]
     assert len(missed) <= len(close) // 100
-    wrong = [(a, b) for a, b in joined.tolist() if jaccard(texts[a], texts[b]) < 0.55]
+    wrong = [(a, b) for b, a in enumerate(label.tolist()) if jaccard(texts[a], texts[b]) < 0.55]
     assert wrong == []
 
 
@@ -113,27 +112,19 @@ def test_hashes_are_a_set(keys: list[int]) -> None:
     assert len(compact) == len(plain)
 
 
-@given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
-def test_clusters_are_connected_components(edges: list[tuple[int, int]]) -> None:
-    label = list(range(20))
-    for _ in range(20):
-        for a, b in edges:
-            label[a] = label[b] = min(label[a], label[b])
-    assert clusters(20, np.array(edges, np.int64).reshape(-1, 2)).tolist() == label
-
-
 @settings(max_examples=30)
 @given(st.permutations(range(12)))
-def test_pairs_do_not_depend_on_where_signatures_stand(order: list[int]) -> None:
+def test_clusters_do_not_depend_on_where_signatures_stand(tmp_path_factory, order: list[int]) -> None:
     words = [f"w{number}" for number in range(60)]
     texts = [" ".join([*words[: 55 + place], f"extra{place % 3}"]) for place in range(6)]
     texts += [" ".join(words[place * 5 :]) for place in range(6)]
     found, _ = minhash.signatures(texts)
-    usual = pairs(found, np.arange(12), 0.7).tolist()
-    shuffled = found[order]
-    again = pairs(shuffled, np.array(order), 0.7)
-    assert sorted([order[a], order[b]] for a, b in again.tolist()) == sorted(usual)
-    assert len(usual) > 2
+    folder = tmp_path_factory.mktemp("signatures")
+    (folder / "usual").write_bytes(found.tobytes())
+    (folder / "shuffled").write_bytes(found[order].tobytes())
+    usual = labels(folder / "usual", np.arange(12), 0.7, folder / "bands").tolist()
+    assert labels(folder / "shuffled", np.array(order), 0.7, folder / "bands").tolist() == usual
+    assert len(set(usual)) < 10
 
 
 def index_of(sources: list[int], sizes: list[int], ids: list[int], addresses: list[int]) -> Index:
@@ -153,14 +144,14 @@ def test_the_longest_copy_stays_then_the_first() -> None:
     left = copies.by_identity(np.arange(6))
     assert left.tolist() == [1, 3, 5]
     assert copies.of.tolist() == [1, -1, 1, -1, 3, -1]
-    assert copies.leaders() == {0: 1, 2: 1, 1: 1, 4: 3, 3: 3}
-    assert set(copies.reason.values()) == {"duplicate"}
+    assert copies.leaders().tolist() == [1, 1, 1, 3, 3, -1]
+    assert [copies.reason(place) for place in range(6)] == ["duplicate", None, "duplicate", None, "duplicate", None]
 
 
 def test_one_url_in_two_sources_stays_once_but_parts_of_a_page_stay() -> None:
     copies = Duplicates(index_of([0, 0, 1, 1, 2], [5, 6, 7, 3, 2], [1, 2, 3, 4, 5], [10, 10, 10, 10, 0]))
     assert copies.by_address(np.arange(5)).tolist() == [2, 3, 4]
-    assert copies.reason == {0: "duplicate_url", 1: "duplicate_url"}
+    assert [copies.reason(place) for place in range(5)] == ["duplicate_url", "duplicate_url", None, None, None]
 
 
 def test_a_copy_of_a_copy_leads_to_what_stays(tmp_path: Path) -> None:
@@ -169,7 +160,7 @@ def test_a_copy_of_a_copy_leads_to_what_stays(tmp_path: Path) -> None:
     left = copies.by_address(np.arange(3))
     assert left.tolist() == [0, 2]
     copies.of[0] = 1  # as if 0 had been a copy of what is dropped already
-    assert copies.leaders() == {0: 2, 1: 2, 2: 2}
+    assert copies.leaders().tolist() == [2, 2, 2]
 
 
 def test_repeated_lines_and_paragraphs() -> None:
