@@ -1,4 +1,4 @@
-"""`groundup lineage`, `forget` and `reproduce`: what was found and done, for a terminal."""
+"""`groundup lineage`, `forget`, `reproduce` and `gc`: what was found and done, for a terminal."""
 
 from __future__ import annotations
 
@@ -142,3 +142,20 @@ def _reproduced(found: dict[str, Any]) -> list[str]:
     same = sum(bool(row["identical"]) for row in found["products"])
     lines += [f"{name} was {then}, is {now}" for name, (then, now) in sorted(found["versions"].items())]
     return [*lines, f"{same} of {len(found['products'])} products are byte-identical; they lie in {found['folder']}"]
+
+
+def collect(project: Path, days: float, *, dry_run: bool, as_json: bool) -> str:
+    """Remove what is old and needed by nothing; what went, in words or as JSON."""
+    from flows import running
+    from tasks import garbage
+    from tasks.workspace import Workspace
+
+    facts = garbage.collect(Workspace.at(project), running.tracking_server(project), days=days, dry_run=dry_run)
+    if as_json:
+        return json.dumps(facts, indent=2)
+    names = f" ({', '.join(facts['experiments'])})" if facts["experiments"] else ""
+    return (
+        f"{'would remove' if dry_run else 'removed'}: {len(facts['experiments'])} experiments{names}, "
+        f"{facts['products']} products ({facts['objects']} objects) of the DVC cache, {facts['downloads']} downloaded "
+        f"models and scores, {facts['resume_points']} resume points; {facts['bytes'] / 1e6:,.1f} MB"
+    )

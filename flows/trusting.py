@@ -1,4 +1,4 @@
-"""Commands that say where a model came from, take something out of it, and make it again."""
+"""Commands that say where a model came from, take something out of it, make it again, and clear what is old away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 
 def add_to(app: typer.Typer, project: Callable[[], Path]) -> None:
-    """Add lineage, forget and reproduce to the command; `project` finds the main workspace."""
+    """Add lineage, forget, reproduce and gc to the command; `project` finds the main workspace."""
 
     @app.command()
     def lineage(
@@ -59,3 +59,14 @@ def add_to(app: typer.Typer, project: Callable[[], Path]) -> None:
         from flows import tracing
 
         raise typer.Exit(tracing.reproduce(project(), run, only=only, as_json=as_json, tell=typer.echo))
+
+    @app.command()
+    def gc(
+        days: Annotated[float, typer.Option(min=0.0, help="What is younger stays, whatever it is.")] = 14.0,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    ) -> None:
+        """Remove old experiments and products; what is checked out and what made champion and previous stays."""
+        from flows import tracing
+
+        typer.echo(tracing.collect(project(), days, dry_run=dry_run, as_json=as_json))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from llm_core import artifacts
 from llm_core.contract import BadInput
@@ -25,7 +24,7 @@ from llm_core.data.forget_search import Search
 from llm_core.data.forget_store import purge_stores
 from tasks.forget import LIST, Place, laid_out, places, workspaces
 from tasks.lineage import keep
-from tasks.session import holder_text
+from tasks.session import hold
 from tasks.stores import seed_stores
 from tasks.workspace import Workspace
 
@@ -45,7 +44,7 @@ def purge(space: Workspace) -> dict[str, Any]:
         raise BadInput(f"forget: {LIST} names nothing")
     with ExitStack() as stack:
         for one in workspaces(space):
-            _lock(stack, one)
+            stack.enter_context(hold(one, "purge when it has ended"))
         for one in workspaces(space):
             if (one.product("raw") / artifacts.MANIFEST).is_file():
                 seed_stores(one)  # else a clone that never crawled would have to ask for all its pages
@@ -67,15 +66,6 @@ def purge(space: Workspace) -> dict[str, Any]:
         "products": removed, "cache_objects": objects, "store_pages": stores, "resume_points": scratch,
         "reproductions": len(again),
     }  # fmt: skip
-
-
-def _lock(stack: ExitStack, space: Workspace) -> None:
-    folder = space.root / ".groundup"
-    folder.mkdir(exist_ok=True)
-    try:
-        stack.enter_context(FileLock(folder / "lock").acquire(timeout=0))
-    except Timeout:
-        raise BadInput(f"{space.root} is in use by {holder_text(space)}; purge when it has ended") from None
 
 
 def _stores(space: Workspace) -> set[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm_core import artifacts
+from llm_core.contract import BadInput
 from llm_core.pipeline import PIPELINE, stage
 from tasks import experiments, freshness, runner
 from tasks.display import TerminalDisplay
@@ -150,6 +151,19 @@ def _locked(space: Workspace, display: TerminalDisplay) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def hold(space: Workspace, then: str) -> Iterator[None]:
+    """The workspace's lock for work that does not wait: `BadInput` says who has it, and to do `then`."""
+    folder = space.root / ".groundup"
+    folder.mkdir(exist_ok=True)
+    try:
+        held = FileLock(folder / "lock").acquire(timeout=0)
+    except Timeout:
+        raise BadInput(f"{space.root} is in use by {holder_text(space)}; {then}") from None
+    with held:
+        yield
 
 
 def holder_text(space: Workspace) -> str:
