@@ -54,7 +54,8 @@ def forbids_indexing(*directives: str | None) -> bool:
 
 def metadata(html: str) -> Metadata:
     """The metadata of a page. Never fails: what cannot be read is None."""
-    soup = BeautifulSoup("".join(_telling(html)), "html.parser")
+    # A marked section means nothing in HTML, and Python's parser fails at one that it does not know.
+    soup = BeautifulSoup("".join(_telling(html)).replace("<![", "&lt;!["), "html.parser")
     metas: dict[str, str] = {}
     for meta in soup.find_all("meta", content=True):
         name = str(meta.get("property") or meta.get("name") or meta.get("itemprop") or meta.get("http-equiv") or "")

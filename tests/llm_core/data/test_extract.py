@@ -120,8 +120,13 @@ def test_metadata_wherever_sites_put_it() -> None:
         "<meta content",
         "İ" * 1000 + "<title>x",
         "\ud800<title>",
+        "<title>html<![",
+        "<title><![</ti",
+        "<title><![x[y]]></title>",
     ):
         metadata(broken)
+    assert metadata("<title>The <![if !IE]> mark, and <![CDATA[this]]></title>").title is not None
+    assert metadata("<title>What is <![CDATA[ for?</title>").title == "What is <![CDATA[ for?"
 
 
 def test_directives_for_robots() -> None:
