@@ -21,7 +21,7 @@ from llm_core import artifacts
 from llm_core.contract import BadInput
 from llm_core.data import forget_list
 from llm_core.data.forget_list import Forgotten
-from llm_core.data.forget_search import Search, passages
+from llm_core.data.forget_search import Search, marks
 from llm_core.pipeline import PIPELINE
 from tasks import tracking
 from tasks.history import History, cache_of, cached
@@ -52,7 +52,7 @@ class Place:
 class Found:
     """What of the corpora is meant: texts by document id, ids, raw digests, and the corpora that hold some of it."""
 
-    texts: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
     corpora: set[str] = field(default_factory=set)
@@ -123,7 +123,7 @@ def _find(place: Place, meant: Forgotten, found: Found) -> None:
             if meant.holds(row["url"], row["digest"], row["id"]):
                 ids.add(row["id"])
                 digests |= {row["digest"]} if meant.documents else set()
-                found.texts[row["id"]] = _longest(row)
+                found.texts[row["id"]] = _texts(row)
     dropped = list(_rows(place, "dropped"))
     ids |= {row["cluster"] for row in dropped if row["cluster"] and row["reason"] == "duplicate"
             and meant.holds(row["url"], row["digest"])}  # fmt: skip
@@ -131,7 +131,7 @@ def _find(place: Place, meant: Forgotten, found: Found) -> None:
         if {row["id"], row["cluster"]} & ids and row["id"] not in found.texts:
             ids.add(row["id"])
             digests.add(row["digest"])
-            found.texts[row["id"]] = row["text"]
+            found.texts[row["id"]] = _texts(row)
     digests |= {row["digest"] for row in dropped if row["cluster"] in ids and not meant.names(row["url"])}
     found.ids |= ids
     found.digests |= digests - {None}
@@ -155,16 +155,12 @@ def _texts(row: dict[str, Any]) -> list[str]:
     return [*turns, *(row[name] for name in ("chosen", "rejected") if row.get(name))]
 
 
-def _longest(row: dict[str, Any]) -> str:
-    return max(_texts(row), key=len, default="")
-
-
 def _lines(kind: str, value: str, found: Found, corpora: Iterable[Place]) -> list[str]:
     """The lines of the list that say it all."""
     ids = sorted(found.ids)
     others = (text for place in corpora for name in SPOKEN for row in _rows(place, name)
               if row["id"] not in found.ids for text in _texts(row))  # fmt: skip
-    chosen = dict(zip(ids, passages([found.texts.get(key, "") for key in ids], others if ids else ()), strict=True))
+    chosen = dict(zip(ids, marks([found.texts.get(key, []) for key in ids], others if ids else ()), strict=True))
     first = [] if kind == "document" else [forget_list.line_of(kind, value)]
     texts = [forget_list.line_of("document", key, chosen[key]) for key in ids]
     return [*first, *texts, *(forget_list.line_of("digest", digest) for digest in sorted(found.digests))]

@@ -7,7 +7,8 @@
 
 Ids and digests are hashes, so the list does not tell the text that it makes forgotten. A passage is a number of words
 and the hash of so many words of the text: with it can be shown later that no shard holds the text, when the text itself
-is nowhere any longer.
+is nowhere any longer. Short excerpts, as scores have them, are known by two more marks: `^6:77ab...` is a passage with
+which the text begins, `=5d0c...` the hash of one of its parts (a question, an answer).
 """
 
 from __future__ import annotations
@@ -23,10 +24,26 @@ from llm_core.contract import BadInput
 from llm_core.data.web.urls import canonical
 
 _HASH = re.compile(r"[0-9a-f]{32}")
-_PASSAGE = re.compile(r"([1-9]\d{0,2}):([0-9a-f]{16})")
+_PASSAGE = re.compile(r"(\^?)([1-9]\d{0,2}):([0-9a-f]{16})")
+_PART = re.compile(r"=([0-9a-f]{32})")
 _DOMAIN = re.compile(r"[^\s/:@]+")
 Passage = tuple[int, int]
 """(words, hash of so many words)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """By what a document is known again, though its text is gone; each mark is of it alone."""
+
+    passages: tuple[Passage, ...] = ()
+    openings: tuple[Passage, ...] = ()
+    parts: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """The marks as they stand in the list."""
+        told = [f"{words}:{code:016x}" for words, code in sorted(self.passages)]
+        told += [f"^{words}:{code:016x}" for words, code in sorted(self.openings)]
+        return [*told, *(f"={part}" for part in sorted(self.parts))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,8 @@ class Forgotten:
     documents: frozenset[str] = frozenset()
     digests: frozenset[str] = frozenset()
     passages: frozenset[Passage] = field(default=frozenset(), repr=False)
+    openings: frozenset[Passage] = field(default=frozenset(), repr=False)
+    parts: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.urls or self.domains or self.documents or self.digests)
@@ -74,7 +93,7 @@ def read(path: Path | None) -> Forgotten:
 @lru_cache(2)
 def _read(path: Path, changed: int, size: int) -> Forgotten:  # noqa: ARG001  (they tell one list from the next)
     found: dict[str, set[str]] = {kind: set() for kind in ("url", "domain", "document", "digest")}
-    passages: set[Passage] = set()
+    marks: list[Marks] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -83,7 +102,7 @@ def _read(path: Path, changed: int, size: int) -> Forgotten:  # noqa: ARG001  (t
             kind, value = entry(words[0], words[1] if len(words) > 1 else "")
             if len(words) > 2 and kind != "document":
                 raise BadInput(f"nothing may stand behind a {kind}")
-            passages.update(_passage(word) for word in words[2:])
+            marks.append(_marks(words[2:]))
         except BadInput as error:
             raise BadInput(f"{path.name}: line {number}: {error}") from None
         found[kind].add(value)
@@ -92,7 +111,9 @@ def _read(path: Path, changed: int, size: int) -> Forgotten:  # noqa: ARG001  (t
         domains=frozenset(found["domain"]),
         documents=frozenset(found["document"]),
         digests=frozenset(found["digest"]),
-        passages=frozenset(passages),
+        passages=frozenset(passage for mark in marks for passage in mark.passages),
+        openings=frozenset(passage for mark in marks for passage in mark.openings),
+        parts=frozenset(part for mark in marks for part in mark.parts),
     )
 
 
@@ -127,16 +148,23 @@ def address(url: str) -> str:
         return url
 
 
-def line_of(kind: str, value: str, passages: Iterable[Passage] = ()) -> str:
+def line_of(kind: str, value: str, marks: Marks = Marks()) -> str:
     """An entry as it stands in the list."""
-    return " ".join([kind, value, *(f"{words}:{code:016x}" for words, code in sorted(passages))])
+    return " ".join([kind, value, *marks.words()])
 
 
-def _passage(word: str) -> Passage:
-    match = _PASSAGE.fullmatch(word)
-    if match is None:
-        raise BadInput(f"{word!r} is no passage (WORDS:HASH)")
-    return int(match[1]), int(match[2], 16)
+def _marks(words: Iterable[str]) -> Marks:
+    passages: list[Passage] = []
+    openings: list[Passage] = []
+    parts: list[str] = []
+    for word in words:
+        if part := _PART.fullmatch(word):
+            parts.append(part[1])
+        elif match := _PASSAGE.fullmatch(word):
+            (openings if match[1] else passages).append((int(match[2]), int(match[3], 16)))
+        else:
+            raise BadInput(f"{word!r} is no passage (WORDS:HASH, ^WORDS:HASH) and no part (=HASH)")
+    return Marks(tuple(passages), tuple(openings), tuple(parts))
 
 
 def _host(url: str) -> str:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -77,7 +78,18 @@ def test_a_list_says_which_addresses_it_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["url", "domain a/b", "document 12", f"digest {'g' * 32}", "page x", "url a b", f"document {'a' * 32} 3:12"],
+    [
+        "url",
+        "domain a/b",
+        "document 12",
+        f"digest {'g' * 32}",
+        "page x",
+        "url a b",
+        f"document {'a' * 32} 3:12",
+        f"document {'a' * 32} ={'a' * 31}",
+        f"document {'a' * 32} ^={'a' * 32}",
+        f"url a ={'a' * 32}",
+    ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(BadInput, match=r"forget.txt: line 4: "):
@@ -181,19 +193,19 @@ def test_shards_are_searched_for_ids_and_passages(tmp_path: Path, notes: FilesSo
     documents = rows(corpus / "documents.parquet")
     river = next(row for row in documents if "river" in row["text"].lower())
     others = [row["text"] for row in documents if row is not river]
-    found = forget_search.passages([river["text"]], others)
-    assert len(found[0]) == forget_search.PASSAGES
+    (found,) = forget_search.marks([[river["text"]]], others)
+    assert len(found.passages) == forget_search.PASSAGES
     by_id = Forgotten(documents=frozenset([river["id"]]))
-    by_passage = Forgotten(documents=frozenset(["0" * 32]), passages=frozenset(found[0]))
+    by_passage = Forgotten(documents=frozenset(["0" * 32]), passages=frozenset(found.passages))
     for forgotten, what in ((by_id, "text"), (by_passage, "passage")):
         count, hits = forget_search.Search(forgotten).shards(shards)
         assert count == len(documents)
         assert [hit.what for hit in hits] == [what]
         assert forget_search.Search(forgotten).table(corpus / "documents.parquet")
-    line = forget_list.line_of("document", river["id"], found[0])
+    line = forget_list.line_of("document", river["id"], found)
     clean_corpus = cleaned(tmp_path, raw, "clean", say(tmp_path, line))
     listed = forget_list.read(tmp_path / "forget.txt")
-    assert listed.passages == set(found[0])
+    assert (listed.passages, listed.openings) == (set(found.passages), set(found.openings))
     count, hits = forget_search.Search(listed).shards(tokenized(tmp_path, clean_corpus, "clean-shards"))
     assert (count, hits) == (len(documents) - 1, [])
     assert not forget_search.Search(listed).table(clean_corpus / "documents.parquet")
@@ -222,6 +234,33 @@ def test_windows_are_hashes_of_runs_of_words(words: list[str], length: int, star
         assert codes[start] == alone[0]
     runs = [tuple(words[place : place + length]) for place in range(len(codes))]
     assert len(set(codes.tolist())) == len(set(runs))
+
+
+def test_short_excerpts_are_known_by_marks_that_no_other_text_has(tmp_path: Path) -> None:
+    page = "Heaps are trees for which every parent is smaller than each of its children; they are kept in lists."
+    talks = [["What is heapq for?", "Heaps."], ["What is csv for?", "Yes."]]
+    others = ["Heaps are trees for which nothing was written.", "What is bisect for?", " yes. ", *talks[1][:1]]
+    found = forget_search.marks([[page], talks[0], talks[1]], others)
+    assert [words for words, _ in found[0].openings] == [6], "four words stand in another text, too"
+    assert found[1].parts == tuple(sorted(map(identity, talks[0])))
+    assert found[2].parts == (), "both stand in texts that stay"
+    line = (
+        forget_list.line_of("document", "0" * 32, found[0]) + "\n" + forget_list.line_of("document", "1" * 32, found[1])
+    )
+    search = forget_search.Search(forget_list.read(say(tmp_path, line)))
+    for text, told in (
+        ("heaps are  TREES for which every parent is smal", True),
+        ("What is heapq for?", True),
+        ("heaps.", True),
+        (f"{'0' * 32}-001697", True),
+        ("Heaps are trees", False),
+        ("Well: heaps are trees for which every parent is there.", False),
+        ("What is heapq?", False),
+        ("What is csv for?", False),
+        ("2" * 32, False),
+    ):
+        pq.write_table(pa.table({"number": [1], "text": [text]}), tmp_path / "rows.parquet")
+        assert search.table(tmp_path / "rows.parquet") is told, text
 
 
 def test_an_id_is_that_of_the_text(tmp_path: Path) -> None:
