@@ -121,13 +121,21 @@ class LoopSettings(Config):
     """How a training loop uses the machine, and what it does about trouble; shared by pretrain and sft."""
 
     how: ClassVar[frozenset[str]] = Config.how | {
-        "ranks", "parallel", "activation_checkpointing", "compile", "keep_last", "save_every_seconds"
+        "ranks", "nodes", "restarts", "hang_seconds", "parallel", "activation_checkpointing", "compile", "keep_last",
+        "save_every_seconds",
     }  # fmt: skip
 
     ranks: int = Field(default=1, ge=0, le=1024)
-    """Processes on this machine that train together; `passes` must be a multiple. 0: one for each GPU."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """What several ranks hold: `ddp`: each the whole model; `fsdp`: each a part of weights, gradients and optimizer."""
+    """Processes on each machine that train together; `passes` must be a multiple of all. 0: one for each GPU."""
+    nodes: int = Field(default=1, ge=1, le=4096)
+    """Machines that train together, 1 to 4096. More than one meet at GROUNDUP_RENDEZVOUS, HOST:PORT of the first."""
+    restarts: int = Field(default=3, ge=0, le=100)
+    """How often several ranks begin again from the last resume point when one of them was lost, 0 to 100."""
+    hang_seconds: float = Field(default=600.0, ge=0, le=86400)
+    """Seconds that one of several ranks may stand still before the run ends and names it, 0 (for ever) to 86400."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """What several ranks hold: `ddp`: each the whole model; `fsdp`: each a part of weights, gradients and optimizer;
+    `hsdp`: the ranks of a machine each a part, and every machine the same."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: a fraction of their memory for a third more time."""
     compile: Literal["auto", "on", "off"] = "auto"

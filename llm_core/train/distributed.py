@@ -2,25 +2,30 @@
 
 Ranks are started by torchrun (`launch.py`), or by anything that sets its environment variables. Tensors on a GPU travel
 by NCCL, those on a CPU by gloo. What the processes decide together (stop, save, the figures of an evaluation) goes by
-gloo, so a GPU never waits for it.
+gloo, so a GPU never waits for it. Whether one of them stands still or is slow is watched beside that (`watch.py`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from llm_core.contract import BadInput
 from llm_core.train.optim import Muon, Optimizers, orthogonalise
+from llm_core.train.watch import Watch
 
-Parallel = Literal["ddp", "fsdp"]
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Parallel = Literal["ddp", "fsdp", "hsdp"]
 PATIENCE = timedelta(hours=6)
 """How long ranks wait for each other: the first one may evaluate or save a large model meanwhile."""
 
@@ -29,13 +34,29 @@ def _never() -> bool:
     return False
 
 
-_asked_to_stop: Callable[[], bool] = _never
+def _silence(_: str) -> None:
+    """Nobody to be told."""
 
 
-def listen(asked_to_stop: Callable[[], bool]) -> None:
-    """Let the ranks of this process ask this function whether they got SIGTERM."""
-    global _asked_to_stop
-    _asked_to_stop = asked_to_stop
+@dataclass(frozen=True)
+class Listener:
+    """What the process that runs a rank has for it: whether it got SIGTERM, and who hears why it must end.
+
+    `hang_seconds`: how long a rank may stand still, 0: for ever.
+    """
+
+    asked_to_stop: Callable[[], bool] = _never
+    hang_seconds: float = 0.0
+    fail: Callable[[str], None] = _silence
+
+
+_listener = Listener()
+
+
+def listen(listener: Listener) -> None:
+    """Let the ranks of this process, which `join` after this, turn to this listener."""
+    global _listener
+    _listener = listener
 
 
 @dataclass(frozen=True)
@@ -47,11 +68,44 @@ class Ranks:
     parallel: Parallel = "ddp"
     asked_to_stop: Callable[[], bool] = _never
     """Whether this process got SIGTERM. In a lone process `emit` raises `Stop` instead."""
+    local: int = 0
+    """Ranks on one machine, all machines having as many; 0: all are on this one."""
+    watch: Watch | None = None
+    """Who finds ranks that stand still or are slow."""
 
     @property
     def first(self) -> bool:
         """Whether this is the rank that speaks, evaluates and writes."""
         return self.rank == 0
+
+    @property
+    def spread(self) -> bool:
+        """Whether weights and optimizer state are spread over the ranks."""
+        return self.world > 1 and self.parallel != "ddp"
+
+    def mesh(self, device: str) -> DeviceMesh | None:
+        """How weights are spread: over all ranks (None), or for hsdp over those of a machine, each machine alike."""
+        if self.parallel != "hsdp":
+            return None
+        from torch.distributed.device_mesh import init_device_mesh
+
+        inside = self.local or self.world
+        return init_device_mesh(device, (self.world // inside, inside), mesh_dim_names=("replicate", "shard"))
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, a rank that stands still ends the run."""
+        if self.watch is not None:
+            self.watch.start()
+        try:
+            yield
+        finally:
+            if self.watch is not None:
+                self.watch.close()
+
+    def patient(self, what: str) -> AbstractContextManager[None]:
+        """Inside, the others wait as long as it takes; `what` says for what."""
+        return nullcontext() if self.watch is None else self.watch.patient(what)
 
     def mine(self, numbers: range) -> range:
         """The passes of a step that are this rank's: every world-th. Together the ranks do what one would do."""
@@ -82,6 +136,19 @@ class Ranks:
         torch.distributed.broadcast(content, 0)
         return json.loads(bytes(content.tolist()))
 
+    def collect(self, value: Any) -> list[Any]:
+        """Each rank's value (of JSON's types), by rank, on every rank."""
+        if self.world == 1:
+            return [value]
+        data = json.dumps(value).encode()
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        torch.distributed.all_gather(sizes, torch.tensor([len(data)]))
+        longest = max(int(size) for size in sizes)
+        mine = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
+        contents = [torch.empty_like(mine) for _ in range(self.world)]
+        torch.distributed.all_gather(contents, mine)
+        return [json.loads(bytes(content.tolist())) for content in contents]
+
     def check(self, passes: int) -> None:
         """Refuse a number of passes that the ranks cannot share evenly."""
         if passes % self.world:
@@ -95,16 +162,50 @@ def under_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def ranks_to_start(ranks: int, passes: int) -> int:
-    """How many ranks this process has to start: as many as the settings ask for (0: one for each GPU), or none.
+class RanksSettings(Protocol):
+    """What the settings of a stage say of its ranks."""
+
+    @property
+    def ranks(self) -> int: ...
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def passes(self) -> int: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def hang_seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Ranks to be started: so many on each of so many machines (nodes).
+
+    They begin again up to `restarts` times after one was lost; `hang_seconds` is how long one may stand still.
+    """
+
+    ranks: int
+    nodes: int = 1
+    restarts: int = 0
+    hang_seconds: float = 0.0
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.ranks * self.nodes
+
+
+def ranks_to_start(settings: RanksSettings) -> Start | None:
+    """The ranks that this process has to start: as many as the settings ask for (0: one for each GPU), or none.
 
     Raises `BadInput` if they cannot share the passes of a step.
     """
-    wanted = ranks or torch.cuda.device_count()
-    if wanted <= 1 or under_torchrun():
-        return 0
-    Ranks(world=wanted).check(passes)
-    return wanted
+    wanted = settings.ranks or max(1, torch.cuda.device_count())
+    start = Start(wanted, settings.nodes, settings.restarts, settings.hang_seconds)
+    if start.world <= 1 or under_torchrun():
+        return None
+    Ranks(world=start.world).check(settings.passes)
+    return start
 
 
 def join(parallel: Parallel = "ddp") -> Ranks:
@@ -118,7 +219,10 @@ def join(parallel: Parallel = "ddp") -> Ranks:
             backend = "cpu:gloo,cuda:nccl"
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         group.init_process_group(backend, timeout=PATIENCE)
-    return Ranks(group.get_rank(), group.get_world_size(), parallel, _asked_to_stop)
+    rank, world, local = group.get_rank(), group.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    seconds = _listener.hang_seconds
+    watch = Watch(rank, world, seconds, _listener.fail) if seconds else None
+    return Ranks(rank, world, parallel, _listener.asked_to_stop, local, watch)
 
 
 def leave() -> None:
@@ -148,11 +252,6 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
 
     assert isinstance(like, DTensor)
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def load_optimizer(optimizer: Optimizers, saved: Mapping[str, Tensor]) -> None:
-    """Take over whole state tensors, whatever the number of ranks that hold the parameters now."""
-    optimizer.load({name: part_of(saved[name], like) for name, like in optimizer.tensors().items()})
 
 
 def share_muon(optimizer: Optimizers, ranks: Ranks) -> None:

@@ -6,7 +6,8 @@ the sum of all their gradients, so that what a step does never depends on how it
     OneByOne     one pass after the other
     SideBySide   threads of one process, one core each: small products spread over cores badly, whole passes do not
     Replicated   torch's DDP: every rank holds the model and takes every n-th pass
-    Sharded      torch's FSDP2: every rank holds a part of the weights, gradients and optimiser state
+    Sharded      torch's FSDP2: every rank holds a part of the weights, gradients and optimiser state; as HSDP the
+                 ranks of one machine hold the parts of a whole, and each machine holds the same
 
 Before a pass torch's random state is set from (seed, number of the pass), so dropout, too, falls alike everywhere.
 """
@@ -165,10 +166,13 @@ class Replicated(OneByOne[ModelT, BatchT]):
 class Sharded(OneByOne[ModelT, BatchT]):
     """FSDP2 on a copy of the model, one shard group a block. The caller's model is the whole copy to evaluate.
 
-    In bf16 the weights travel in bf16 and the gradients in fp32.
+    In bf16 the weights travel in bf16 and the gradients in fp32. `mesh`: of two dimensions, over the first of which
+    weights are copied and over the second spread; None: spread over all ranks.
     """
 
-    def __init__(self, *arguments: Any, world: int, blocks: Callable[[nn.Module], Sequence[nn.Module]]) -> None:
+    def __init__(
+        self, *arguments: Any, world: int, blocks: Callable[[nn.Module], Sequence[nn.Module]], mesh: Any = None
+    ) -> None:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         super().__init__(*arguments)
@@ -180,8 +184,8 @@ class Sharded(OneByOne[ModelT, BatchT]):
             cast_forward_inputs=False,
         )
         for block in blocks(self.inner.model):
-            fully_shard(block, mp_policy=policy)
-        fully_shard(self.inner, mp_policy=policy)
+            fully_shard(block, mp_policy=policy, mesh=mesh)
+        fully_shard(self.inner, mp_policy=policy, mesh=mesh)
         self.mean_over = world
 
     @property

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,15 +26,16 @@ from torch import Tensor, nn
 
 from llm_core.contract import BadInput, Emit, Event, Metric, Note, Progress, Resumed, Stop
 from llm_core.train.blocks import blocks, training_form
-from llm_core.train.distributed import Ranks, load_optimizer, local, part_of, share_muon, whole
+from llm_core.train.distributed import Ranks, local, share_muon, whole
 from llm_core.train.gradients import BatchT, Loss, ModelT, OneByOne, Replicated, Sharded, SideBySide
 from llm_core.train.guard import Guard
 from llm_core.train.machine import FORMATS, Precision
 from llm_core.train.optim import Optimizers
 from llm_core.train.options import LoopOptions
+from llm_core.train.parts import load, write_parts
 from llm_core.train.peak import is_out_of_memory, peak_flops, peak_memory_gb
 from llm_core.train.prefetch import Prefetched
-from llm_core.train.resume import Point, Points, check_settings
+from llm_core.train.resume import Points, check_settings
 from llm_core.train.schedule import Schedule
 
 __all__ = ["Fit", "LoopOptions", "Loss", "fit"]
@@ -91,6 +92,7 @@ class _Run(Generic[ModelT, BatchT]):
         self.clock = self.last_save = time.monotonic()
         while True:
             old = time.monotonic() - self.last_save >= options.save_every_seconds
+            self.mark()
             stop, save = self.ranks.any(self.stopping or self.ranks.asked_to_stop(), old and self.ranks.first)
             last = state.steps >= options.steps
             due = last or (state.steps > 0 and options.evaluate_every > 0 and state.steps % options.evaluate_every == 0)
@@ -167,6 +169,8 @@ class _Run(Generic[ModelT, BatchT]):
         figures = {name: value / passes for name, value in zip(self.figure_names, sums, strict=True)}
         figures |= {"loss": total / count, "learning_rate": factor * self._base_rate(), "gradient_norm": norm}
         figures |= {"tokens_per_second": tokens / seconds, "memory_gb": peak_memory_gb(self.device)}
+        if self.ranks.watch is not None and (slowest := self.ranks.watch.slowest()) is not None:
+            figures |= {"slowest_rank": slowest[0], "slowest_rank_factor": slowest[1]}
         if options.flops_per_token:
             figures["mfu"] = tokens / seconds * options.flops_per_token / self._peak()
         state.last |= {f"{options.prefix}/{name}": value for name, value in figures.items()}
@@ -213,6 +217,13 @@ class _Run(Generic[ModelT, BatchT]):
         except Stop:
             self.stopping = True
 
+    def mark(self) -> None:
+        """Say where this rank is, and tell what was found of slow ones."""
+        if self.ranks.watch is not None:
+            self.ranks.watch.turn(self.fit.steps)
+            while self.ranks.watch.notes:
+                self.tell(Note(self.ranks.watch.notes.pop(0)))
+
     def save(self) -> None:
         """Write the resume point, unless this very state is saved already."""
         self.look()
@@ -220,33 +231,30 @@ class _Run(Generic[ModelT, BatchT]):
         if self.saved != (state.steps, state.evaluated):
             record = {"fit": asdict(state), "settings": self.options.identity()}
             record |= {"precision": self.passes.precision.state()}
-            if self.ranks.first:
-                self.points.write(state.steps, self._tensors(), record)
-            else:
-                for _ in self._tensors():
-                    pass  # parts are gathered by all ranks
+            with self.ranks.patient("saves"):
+                if self.ranks.spread:
+                    write_parts(self.points, state.steps, self._tensors(), record, self.ranks)
+                elif self.ranks.first:
+                    self.points.write(state.steps, self._tensors().items(), record)
         self.saved = (state.steps, state.evaluated)
         self.clock = self.last_save = time.monotonic()
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in self.passes.trained.state_dict().items():
-            yield f"model.{name}", whole(value)
-        for name, value in self.optimizer.tensors().items():
-            yield f"optim.{name}", whole(value)
-        yield "guard.losses", self.guard.losses
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a resume point holds; the tensors are the live ones, but for the optimizer's count of its steps."""
+        found = {f"model.{name}": value for name, value in self.passes.trained.state_dict().items()}
+        found |= {f"optim.{name}": value for name, value in self.optimizer.tensors().items()}
+        return found | {"guard.losses": self.guard.losses}
 
     @torch.no_grad()
     def resume(self) -> None:
         """Take over the resume point of an earlier, killed call, if there is one."""
-        point = self.points.newest()
+        point = self.points.newest(self.ranks.rank, self.ranks.world)
         if point is None:
             return
         check_settings(point, self.options.identity())
-        _load(self.passes.trained, point, "model.")
-        optimizer: dict[str, Tensor] = {}
-        point.read(self.optimizer.tensors(), optimizer.__setitem__, "optim.")
-        load_optimizer(self.optimizer, optimizer)
-        point.read({"losses": self.guard.losses}, lambda _, value: self.guard.losses.copy_(value), "guard.")
+        held = self._tensors()
+        load(point, held, self.ranks)
+        self.optimizer.load({name.removeprefix("optim."): value for name, value in held.items()})
         self.fit = Fit(**point.record["fit"])
         self.passes.precision.load(point.record["precision"])
         self.passes.gather()
@@ -259,7 +267,7 @@ class _Run(Generic[ModelT, BatchT]):
         measured: dict[str, float] = {}
         if self.ranks.first and self.evaluation is not None:
             self.model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), self.ranks.patient("evaluates"):
                 measured = dict(self.evaluation(self.model))
         figures: dict[str, float] = self.ranks.share(measured)
         state, name = self.fit, self.options.keep_best_by
@@ -281,17 +289,12 @@ class _Run(Generic[ModelT, BatchT]):
         best = self.fit.best.get("step")
         if self.options.keep_best_by is not None and best is not None and best != self.fit.steps:
             with torch.no_grad():
-                _load(self.model, self.bests.read(round(best)), "")
+                load(self.bests.read(round(best)), self.model.state_dict(), self.ranks)
         else:
             self.passes.gather()
         self.model.eval()
         self.optimizer.zero_grad()
         return self.fit
-
-
-def _load(module: nn.Module, point: Point, prefix: str) -> None:
-    state: dict[str, Tensor] = module.state_dict()
-    point.read(state, lambda name, value: local(state[name]).copy_(local(part_of(value, state[name]))), prefix)
 
 
 def fit(
@@ -326,12 +329,18 @@ def fit(
     with ExitStack() as stack:
         if device.type == "cuda":
             batch = stack.enter_context(closing(Prefetched(batch, device, ranks.world)))
+        if ranks.watch is not None:
+            batch = ranks.watch.loading(batch)
         arguments = (model, batch, objective, precision, options.seed)
         passes = stack.enter_context(closing(_passes(arguments, options, ranks)))
         form = {"recompute": options.recompute, "compiled": options.compiled}
         stack.enter_context(training_form(passes.trained, **form, by_block=isinstance(passes, Sharded)))
         made = optimizer if isinstance(optimizer, Optimizers) else optimizer(passes.trained)
         share_muon(made, ranks)
+        if ranks.watch is not None:
+            own = [passes.inner] if isinstance(passes, Replicated) else blocks(passes.trained)
+            stack.callback(ranks.watch.clock(own, device))
+            stack.enter_context(ranks.watched())
         run = _Run(model, passes, made, schedule, options, scratch, emit, evaluate, ranks)
         try:
             return run.train()
@@ -344,8 +353,9 @@ def fit(
 
 
 def _passes(arguments: Any, options: LoopOptions, ranks: Ranks) -> OneByOne[Any, Any]:
-    if ranks.world > 1 and ranks.parallel == "fsdp":
-        return Sharded(*arguments, world=ranks.world, blocks=blocks)
+    if ranks.spread:
+        device = next(arguments[0].parameters()).device.type
+        return Sharded(*arguments, world=ranks.world, blocks=blocks, mesh=ranks.mesh(device))
     if ranks.world > 1:
         return Replicated(*arguments, world=ranks.world)
     return SideBySide(*arguments, lanes=options.lanes) if options.lanes > 1 else OneByOne(*arguments)

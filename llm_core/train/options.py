@@ -11,8 +11,8 @@ from llm_core.train.machine import Machine
 LOOK_EVERY = 10
 """Steps between looks at a GPU's figures."""
 OF_THE_MACHINE = (
-    "ranks", "parallel", "threads", "device", "activation_checkpointing", "compile", "save_every_seconds", "keep_last",
-    "sample_tokens", "sample_prompts", "sample_count", "law",
+    "ranks", "nodes", "restarts", "hang_seconds", "parallel", "threads", "device", "activation_checkpointing",
+    "compile", "save_every_seconds", "keep_last", "sample_tokens", "sample_prompts", "sample_count", "law",
 )  # fmt: skip
 """Settings that may differ when a run is resumed: they say where and how it runs, not what comes out."""
 

@@ -32,9 +32,9 @@ from llm_core.train.speed import expected_seconds
 
 def run(config: PretrainConfig, *, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Train a model from fresh weights on the training pages and measure it on the held-out ones."""
-    if started := ranks_to_start(config.ranks, config.passes):
+    if start := ranks_to_start(config):
         paths = {"shards": shards, "out": out, "scratch": scratch}
-        return Report(**run_ranks(__name__, config.model_dump(mode="json"), paths, started, emit))
+        return Report(**run_ranks(__name__, config.model_dump(mode="json"), paths, start, emit))
     ranks = join(config.parallel)
     data = Shards.open(shards)
     shape = config.model.build(data.vocab_size)

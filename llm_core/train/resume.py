@@ -3,8 +3,9 @@
 Notable:
 - A point is written under another name, flushed to disk, then renamed: a kill at any moment or a full disk leaves the
   points before it whole.
-- It holds whole tensors under the model's own names, so it does not depend on how many processes wrote it. Tensors come
-  one by one and go to disk in files of at most 4 GB: no process ever holds a second copy of a large model.
+- It holds tensors under the model's own names, so it does not depend on how many processes wrote it. Here they are
+  whole, come one by one and go to disk in files of at most 4 GB: no process ever holds a second copy of a large model.
+  What is spread over ranks is written by each rank for itself (`parts.py`).
 - Numbers are part of the names (step-00001200): the newest is found by looking, no pointer can disagree with it.
 - Sizes and SHA-256 of all files stand in the record, and the record's own.
 - A point that is damaged or of other settings is refused with its name, never overlooked.
@@ -52,33 +53,55 @@ class Points:
         Raises `OSError` naming the file if it cannot be written; the points before it are then untouched.
         """
         path = self.path(step)
-        partial = path.with_name(f".{path.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = self.begun(step)
         try:
             partial.mkdir(parents=True)
-            _fill(partial, tensors, record, self.shard_bytes)
+            self.publish(step, _fill(partial, tensors, self.shard_bytes), record)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
                 raise OSError(f"{path}: could not be saved ({error}); the points saved before are whole") from error
             raise
+
+    def begun(self, step: int) -> Path:
+        """Where the point of `step` is put together; what a killed attempt left there is removed."""
+        path = self.path(step)
+        partial = path.with_name(f".{path.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        return partial
+
+    def publish(self, step: int, files: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Give the point of `step`, whose files are written, its record and its name; drop those beyond `keep`."""
+        path = self.path(step)
+        partial = path.with_name(f".{path.name}.part")
+        text = json.dumps(
+            {"files": files, "record": dict(record), "sha256": _digest(files, record)},
+            sort_keys=True,
+        )
+        (partial / RECORD).write_text(text)
+        _sync(partial / RECORD)
+        _sync(partial)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
         _sync(self.folder)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.path(old))
 
-    def read(self, step: int) -> Point:
-        """The point of `step`, checked. Raises `BadInput` naming it if it is damaged or foreign."""
-        return Point(self.path(step))
+    def read(self, step: int, rank: int = 0, world: int = 1) -> Point:
+        """The point of `step`, checked. Raises `BadInput` naming it if it is damaged or foreign.
 
-    def newest(self) -> Point | None:
+        Of several ranks each checks the bytes of its share of the files.
+        """
+        return Point(self.path(step), rank, world)
+
+    def newest(self, rank: int = 0, world: int = 1) -> Point | None:
         """The point of the highest step, or None. Raises `BadInput` as `read` does."""
         steps = self.steps()
-        return self.read(steps[-1]) if steps else None
+        return self.read(steps[-1], rank, world) if steps else None
 
 
-def _fill(folder: Path, tensors: Iterable[tuple[str, Tensor]], record: Mapping[str, Any], limit: int) -> None:
+def _fill(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int) -> dict[str, dict[str, Any]]:
+    """Write the tensors; what is known of each file."""
     files: dict[str, dict[str, Any]] = {}
     waiting: dict[str, Tensor] = {}
 
@@ -87,7 +110,7 @@ def _fill(folder: Path, tensors: Iterable[tuple[str, Tensor]], record: Mapping[s
 
         name = f"tensors-{len(files) + 1:05d}.safetensors"
         save_file(waiting, folder / name)
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        files[name] = facts(folder / name)
         _sync(folder / name)
         waiting.clear()
 
@@ -101,11 +124,12 @@ def _fill(folder: Path, tensors: Iterable[tuple[str, Tensor]], record: Mapping[s
         held += size
     if waiting:
         flush()
-    whole = {"files": files, "record": dict(record), "sha256": _digest(files, record)}
-    text = json.dumps(whole, sort_keys=True)
-    (folder / RECORD).write_text(text)
-    _sync(folder / RECORD)
-    _sync(folder)
+    return files
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What a record says of a file of tensors."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _digest(files: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -125,7 +149,7 @@ def _sync(path: Path) -> None:
 class Point:
     """A written point: its `record`, and its tensors, read one by one when they are asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int = 0, world: int = 1) -> None:
         self.path = path
         try:
             content = json.loads((path / RECORD).read_text())
@@ -136,11 +160,11 @@ class Point:
             raise self.broken(f"{RECORD} is missing or unreadable") from error
         if not whole:
             raise self.broken(f"{RECORD}: its bytes changed after it was written")
-        for name, entry in self.files.items():
+        for number, (name, entry) in enumerate(self.files.items()):
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
                 raise self.broken(f"{name} is missing or cut short")
-            if sha256(file) != entry["sha256"]:
+            if number % world == rank and sha256(file) != entry["sha256"]:
                 raise self.broken(f"{name}: its bytes changed after it was written")
 
     def broken(self, why: str) -> BadInput:
@@ -162,12 +186,18 @@ class Point:
                 raise self.broken(str(error)) from error
             for name, like in wanted.items():
                 if prefix + name not in where:
-                    raise self.broken(f"it has no tensor {prefix + name!r}: it is of another model or optimizer")
+                    self.fits(prefix + name, None, like.shape)
                 value = where[prefix + name].get_tensor(prefix + name)
-                if value.shape != like.shape:
-                    shapes = f"{tuple(value.shape)}, wanted {tuple(like.shape)}"
-                    raise self.broken(f"tensor {prefix + name!r} is {shapes}: it is of another model or optimizer")
+                self.fits(prefix + name, value.shape, like.shape)
                 take(name, value)
+
+    def fits(self, name: str, found: Iterable[int] | None, wanted: Iterable[int]) -> None:
+        """Raise `BadInput` unless the tensor is there and of the shape that is wanted."""
+        if found is None:
+            raise self.broken(f"it has no tensor {name!r}: it is of another model or optimizer")
+        if tuple(found) != tuple(wanted):
+            shapes = f"{tuple(found)}, wanted {tuple(wanted)}"
+            raise self.broken(f"tensor {name!r} is {shapes}: it is of another model or optimizer")
 
 
 def check_settings(point: Point, settings: Mapping[str, Any]) -> None:

@@ -35,9 +35,9 @@ PAGE_TOKENS = 10_000
 
 def run(config: SftConfig, *, base: Path, shards: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Tune the base model, all its weights or low-rank additions to them, on the training dialogues."""
-    if started := ranks_to_start(config.ranks, config.passes):
+    if start := ranks_to_start(config):
         paths = {"base": base, "shards": shards, "out": out, "scratch": scratch}
-        return Report(**run_ranks(__name__, config.model_dump(mode="json"), paths, started, emit))
+        return Report(**run_ranks(__name__, config.model_dump(mode="json"), paths, start, emit))
     ranks = join(config.parallel)
     data = Shards.open(shards)
     model = load_model(base)
