@@ -57,3 +57,10 @@ def save(name: str, parts: dict[str, Any], folder: Path = RESULTS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_atomic(path, artifacts.dump_json(old | parts))
     return path
+
+
+def results_of(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The parts of benchmarks/results/<name>.json; empty if nothing was measured."""
+    path = folder / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found

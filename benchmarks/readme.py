@@ -1,39 +1,38 @@
-"""What README.md tells of a measured run, from benchmarks/results/main_job.json: what it printed, and the figures.
+"""What README.md and chapters of docs/ tell of what was measured, from benchmarks/results/.
 
-`python -m benchmarks.readme` writes it between its markers, `--check` only compares. Before a run was measured the
-places between the markers are empty.
+`python -m benchmarks.readme` writes it between its markers, `--check` only compares. What was not measured leaves the
+place between its markers empty.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from benchmarks.measuring import RESULTS, ROOT
+from benchmarks import feedback_tables
+from benchmarks.measuring import RESULTS, ROOT, results_of
 
 MARK = "<!-- {}: made by python -m benchmarks.readme -->"
 END = "<!-- end of {} -->"
 
 
-def measured(results: Path) -> dict[str, Any]:
-    """The parts of the main job that have been measured."""
-    path = results / "main_job.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+Makers = Mapping[str, Callable[[Path], str]]
+"""By the name of a place: what stands there, from the folder of results."""
 
 
-def printed(parts: dict[str, Any]) -> str:
+def printed(results: Path) -> str:
     """What `groundup run` printed at its end."""
+    parts = results_of("main_job", results)
     if "job" not in parts:
         return ""
     return "\n".join(["", "A run ends like this:", "", "```text", *parts["job"]["printed"], "```", ""])
 
 
-def figures(parts: dict[str, Any]) -> str:
+def figures(results: Path) -> str:
     """What the main job cost and reached, as a table."""
+    parts = results_of("main_job", results)
     if "job" not in parts:
         return ""
     job = parts["job"]
@@ -62,33 +61,36 @@ def figures(parts: dict[str, Any]) -> str:
     return "\n".join(["", heading, "", "| | |", "| --- | --- |", *(f"| {what} | {text} |" for what, text in rows), ""])
 
 
-PLACES = {"printed": printed, "figures": figures}
+PAGES: Mapping[str, Makers] = {
+    "README.md": {"printed": printed, "figures": figures},
+    "docs/feedback.md": feedback_tables.PLACES,
+}
 
 
-def filled(text: str, parts: dict[str, Any]) -> str:
-    """README text with what was measured between the markers."""
-    for name, make in PLACES.items():
+def filled(text: str, places: Makers, results: Path) -> str:
+    """A page's text with what was measured between the markers. Raises `ValueError` if it lacks a place's markers."""
+    for name, make in places.items():
         start, end = MARK.format(name), END.format(name)
         pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md lacks the markers {start} and {end}")
-        between = make(parts)
+            raise ValueError(f"the markers {start} and {end} are missing")
+        between = make(results)
         text = pattern.sub(lambda _, new=f"{start}\n{between}{end}": new, text)
     return text
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check README.md."""
-    path = ROOT / "README.md"
-    text = path.read_text()
-    wanted = filled(text, measured(RESULTS))
-    if "--check" in arguments:
-        if text == wanted:
-            return 0
-        print("README.md's figures are out of date; mend them with: python -m benchmarks.readme", file=sys.stderr)
-        return 1
-    path.write_text(wanted)
-    return 0
+    """Write or check the pages."""
+    code = 0
+    for page, places in PAGES.items():
+        text = (ROOT / page).read_text()
+        wanted = filled(text, places, RESULTS)
+        if "--check" not in arguments:
+            (ROOT / page).write_text(wanted)
+        elif text != wanted:
+            print(f"{page}'s figures are out of date; mend them with: python -m benchmarks.readme", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

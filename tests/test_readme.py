@@ -277,8 +277,11 @@ def test_figures_come_from_the_results(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(ROOT)  # benchmarks is no installed package
     from benchmarks import readme
 
-    places = "".join(f"{readme.MARK.format(name)}old{readme.END.format(name)}" for name in readme.PLACES)
-    assert "old" not in readme.filled(places, readme.measured(tmp_path))
+    for makers in readme.PAGES.values():
+        places = "".join(f"{readme.MARK.format(name)}old{readme.END.format(name)}" for name in makers)
+        assert "old" not in readme.filled(places, makers, tmp_path)
+    makers = readme.PAGES["README.md"]
+    places = "".join(f"{readme.MARK.format(name)}old{readme.END.format(name)}" for name in makers)
     job = {
         "where": {"device": "a machine", "load_average": [0.1, 0, 0], "commit": "0123456789abcdef"},
         "load_average_after": [1.9, 1, 1], "wall_s": 301.4, "around_stages_s": 31.2, "bits_per_byte": 1.61234,
@@ -286,12 +289,12 @@ def test_figures_come_from_the_results(tmp_path: Path, monkeypatch: pytest.Monke
         "evaluate": {"chat_greedy_accuracy": 0.4567, "aligned_greedy_accuracy": 0.5, "chat_choice_accuracy": 0.35},
     }  # fmt: skip
     (tmp_path / "main_job.json").write_text(json.dumps({"job": job, "noop": {"median_s": 6.54}}))
-    told = readme.filled(places, readme.measured(tmp_path))
+    told = readme.filled(places, makers, tmp_path)
     for figure in ("5 min 1 s, 31 s of it", "1,500 MB", "1.612 bits", "45.7% right", "35.0%", "6.5 s", "0123456789"):
         assert figure in told
     assert "```text\nmain: acquire ran\nchampion: x\n```" in told
     assert "--help" not in told
-    assert readme.filled(told, readme.measured(tmp_path)) == told
+    assert readme.filled(told, makers, tmp_path) == told
 
 
 @pytest.mark.soak
