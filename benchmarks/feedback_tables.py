@@ -61,10 +61,10 @@ def sentiment(results: Path) -> str:
     rows = [["chat", over(summary["chat"]["p_positive"]), "0", "x1", ""]]
     for method, found in summary.items():
         if method != "chat":
-            kl, length = over(found["kl_nats"], "{:.1f}"), over(found["answer_tokens"], "{:.1f}")
+            kl, ended = over(found["kl_nats"], "{:.1f}"), over(found["ended"], "{:.0%}")
             ratio = over(found["perplexity_ratio"], "x{:.2f}")
-            rows.append([NAMES[method], over(found["p_positive"]), kl, ratio, length])
-    head = ["", "P(positive), independent judge", "KL, nats an answer", "perplexity", "tokens an answer"]
+            rows.append([NAMES[method], over(found["p_positive"]), kl, ratio, ended])
+    head = ["", "P(positive), independent judge", "KL, nats an answer", "perplexity", "ended by itself"]
     return f"\n{len(part['runs'])} seeds, median and range:\n{table(head, rows)}"
 
 
