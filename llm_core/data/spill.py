@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 import uuid
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -31,13 +32,13 @@ INDEX = pa.schema(
     [
         ("source", pa.int32()),
         ("kind", pa.int8()),
-        ("url", pa.string()),
+        ("url", pa.large_string()),
         ("tie_high", pa.uint64()),
         ("tie_low", pa.uint64()),
         ("id_high", pa.uint64()),
         ("id_low", pa.uint64()),
         ("address", pa.uint64()),
-        ("reason", pa.string()),
+        ("reason", pa.large_string()),
         ("part", pa.uint64()),
         ("offset", pa.int64()),
         ("fields", pa.int32()),
@@ -46,8 +47,11 @@ INDEX = pa.schema(
     ]
 )
 """One row a record. tie: hash of the record, so that the order of equal URLs depends on content alone; address: hash of
-the canonical URL, 0 if there is none; fields, size: bytes of the JSON and of the text."""
+the canonical URL, 0 if there is none; fields, size: bytes of the JSON and of the text. Large strings: all URLs together
+may take more than 2 GiB, which is where the offsets of plain ones end."""
 _HALF = 2**64 - 1
+_TOGETHER = 1 << 13
+"""Rows of the index that are laid together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +102,19 @@ def _encodable(text: str) -> str:
 
 
 class Findings:
-    """The index of all records; signatures go to a file beside them."""
+    """The index of all records; signatures go to a file beside them.
+
+    Small batches are laid together, copied: a batch of 16 rows takes six times what its values need, and one that was
+    read from the journal holds its signatures as long as any other column is there.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.signatures = folder / "signatures"
         self._batches: list[pa.RecordBatch] = []
-        self._rows: list[NDArray[np.int64]] = []
+        self._new: list[pa.RecordBatch] = []
+        self._waiting = 0
+        self._rows = array("q")
         self._signed = 0
         self.signatures.write_bytes(b"")
 
@@ -112,21 +122,35 @@ class Findings:
         """Take in the rows that `write` returned."""
         column = batch["signature"]
         there = column.is_valid().to_numpy(zero_copy_only=False)
-        self._rows.append(np.where(there, self._signed + np.cumsum(there) - 1, -1))
+        self._rows.frombytes(np.where(there, self._signed + np.cumsum(there) - 1, -1).astype(np.int64).tobytes())
         self._signed += int(there.sum())
         with open(self.signatures, "ab") as file:
             file.write(b"".join(column.drop_null().to_pylist()))
-        self._batches.append(batch.drop_columns(["signature"]))
+        self._new.append(batch.drop_columns(["signature"]))
+        self._waiting += batch.num_rows
+        if self._waiting >= _TOGETHER:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._new:
+            self._batches.append(pa.concat_batches(self._new))
+            self._new.clear()
+            self._waiting = 0
 
     def ordered(self) -> tuple[pa.Table, NDArray[np.int64]]:
         """(the index by kind, source, URL and content, the row of each record's signature or -1); asked for once."""
+        self._settle()
         schema = pa.schema([field for field in INDEX if field.name != "signature"])
         table = pa.Table.from_batches(self._batches, schema)
         self._batches.clear()
         keys = [(name, "ascending") for name in ("kind", "source", "url", "tie_high", "tie_low")]
         order = pc.sort_indices(table, sort_keys=keys)
-        rows = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int64)
-        return table.take(order), rows[order.to_numpy()]
+        columns = []
+        for name in schema.names:  # one by one, so that the index is not there twice
+            columns.append(table[name].take(order))
+            table = table.drop_columns([name])
+        rows = np.frombuffer(self._rows, np.int64)[order.to_numpy()]
+        return pa.Table.from_arrays(columns, schema=schema), rows
 
 
 class Journal:
