@@ -34,6 +34,19 @@ def check(space: Workspace, product: str) -> None:
         raise BrokenProduct(f"{folder / artifacts.MANIFEST}: not the one that {maker.verb} wrote; {mend}")
 
 
+def check_copy(folder: Path, digest: str) -> None:
+    """Compare a model that was downloaded with what was registered; cards may stand in it beside that.
+
+    Raises `BrokenProduct` naming what differs.
+    """
+    if artifacts.digest(folder) != digest:
+        raise BrokenProduct(f"{folder / artifacts.MANIFEST}: not that of the model that was registered, {digest[:12]}")
+    for name, entry in artifacts.read_manifest(folder)["files"].items():
+        path = folder / name
+        if name != "README.md" and (not path.is_file() or artifacts.sha256(path) != entry["sha256"]):
+            raise BrokenProduct(f"{path}: its bytes differ from those that were registered; the store was damaged")
+
+
 def check_inputs(space: Workspace, stage: Stage) -> None:
     """Raise `BrokenProduct` unless everything that the stage reads is what its maker wrote."""
     for need in stage.needs:

@@ -7,7 +7,6 @@ its last checkpoint. What it teaches is kept in scaling/law.json, for `groundup 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from llm_core.data.shards import Shards
 from llm_core.scaling import ladder as parts
 from llm_core.scaling.laws import write_law
 from llm_core.scaling.prediction import distinct_tokens
+from llm_core.sealed import read_sealed, write_sealed
 from llm_core.settings.pretrain import PretrainConfig
 from tasks import experiments, params, tracking
 from tasks.planning import LAW, this_machine
@@ -45,11 +45,11 @@ def design(session: Session, shards: Path, minutes: float) -> parts.Ladder:
     size: dict[str, Any] = {"context": shape.context, "architecture": shape.architecture, "lanes": config.passes}
     asked = {"shards": artifacts.digest(shards), "minutes": minutes, **size}
     kept = session.space.root / ".groundup" / "ladder.json"
-    if kept.is_file() and (before := json.loads(kept.read_text()))["asked"] == asked:
+    if kept.is_file() and (before := read_sealed(kept))["asked"] == asked:
         return parts.design(tokens, data.vocab_size, flops=before["flops"], **size)
     device = this_machine(data.vocab_size, shape.context, seconds=10.0)
     found = parts.within(tokens, data.vocab_size, device=device, seconds=60 * minutes, **size)
-    artifacts.write_atomic(kept, artifacts.dump_json({"asked": asked, "flops": found.flops}))
+    write_sealed(kept, {"asked": asked, "flops": found.flops})
     told = f"{len(found.rungs)} runs and one held out, {found.seconds(device) / 60:.1f} minutes of training"
     session.display.console.print(f"  ladder    {told}", highlight=False)
     return found

@@ -16,10 +16,13 @@ from llm_core.contract import BadInput
 from llm_core.release.gate import Verdict, comparable, decide
 from llm_core.release.options import GateOptions
 from llm_core.release.scores import Scores, read_scores
-from tasks import registry, rescore, tracking
+from tasks import damage, registry, rescore, tracking
 from tasks.cards import make_cards, write_cards
 from tasks.session import Session
 from tasks.workspace import Workspace
+
+MODELS = ("chat", "aligned")
+"""What may be promoted."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,13 @@ def _mlflow_error() -> type[Exception]:
 
 
 def judge_now(space: Workspace, uri: str) -> Promotion:
-    """Let the gate judge the workspace's scores, whatever was judged before. Raises what MLflow raises."""
+    """Let the gate judge the workspace's scores, whatever was judged before.
+
+    Raises what MLflow raises, and `BadInput` if scores or models are not what their stages wrote.
+    """
     options, scores = space.config("promote"), space.product("scores")
     assert isinstance(options, GateOptions)
+    _check(space)
     digest = artifacts.digest(scores)
     registered = registry.Registry(uri)
     experiment = tracking.experiment_id(registered.client, "promote")
@@ -90,6 +97,17 @@ def judge_now(space: Workspace, uri: str) -> Promotion:
         _judge_aligned(space, registered, run_id, scores, options, found, theirs)
     _remember(space, registered, run_id, digest, options, found)
     return Promotion("ran", found.reason, found.champion_name)
+
+
+def _check(space: Workspace) -> None:
+    """Every byte of scores and models is what was written, and the scores are of these models."""
+    report = space.read_report("evaluate")
+    for product in ("scores", *MODELS):
+        damage.check(space, product)
+    for model in MODELS:
+        folder = space.product(model)
+        if report is not None and report["inputs"].get(model) != artifacts.digest(folder):
+            raise BadInput(f"{folder}: the scores are of another {model}; `groundup run evaluate` measures this one")
 
 
 def _first_champion(

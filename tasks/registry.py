@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_core import artifacts
+from llm_core.artifacts import BrokenProduct
 from llm_core.contract import BadInput
-from tasks import tracking
+from tasks import damage, tracking
 from tasks.cards import Cards
 
 MODEL = "groundup"
@@ -30,6 +31,14 @@ class Version:
 def _version(found: Any) -> Version:
     tags = found.tags
     return Version(str(found.version), tags["model"], tags["digest"], tags["scores"], found.run_id)
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    try:
+        damage.check_copy(folder, digest)
+    except BrokenProduct:
+        return False
+    return True
 
 
 def _short(card: str) -> str:
@@ -112,16 +121,21 @@ class Registry:
         return previous, champion
 
     def model_folder(self, alias: str, cache: Path) -> Path:
-        """The directory of the version that `alias` points at, downloaded once and kept under its digest."""
+        """The directory of the version that `alias` points at, downloaded once and kept under its digest.
+
+        A copy that is no longer what was registered is downloaded again. Raises `BrokenProduct` if what comes is not.
+        """
         version = self.get(alias)
         if version is None:
             raise BadInput(f"the registry has no {alias}; `groundup run` makes one")
         folder = cache / version.digest
-        if not folder.is_dir():
+        if not _is_whole(folder, version.digest):
+            shutil.rmtree(folder, ignore_errors=True)
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as temporary:
-                got = self.client.download_artifacts(version.run_id, f"models/{version.model}", temporary)
-                Path(got).rename(folder)
+                got = Path(self.client.download_artifacts(version.run_id, f"models/{version.model}", temporary))
+                damage.check_copy(got, version.digest)
+                got.rename(folder)
         return folder
 
     def link(self) -> str:

@@ -6,7 +6,6 @@ over, and only then the old segments go. Whoever runs it again finds what was le
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from llm_core.artifacts import dump_json, write_atomic
 from llm_core.data.forget_list import Forgotten
 from llm_core.data.forget_raw import pages_held, rewrite_segment, segment_holds, sweep_pages
 from llm_core.data.web.frontier import connect
 from llm_core.data.web.warc import recover
+from llm_core.sealed import read_sealed, write_sealed
 
 
 def purge_stores(folder: Path, forgotten: Forgotten) -> int:
@@ -76,9 +75,9 @@ def purge_common(store: Path, forgotten: Forgotten) -> int:
             note = table.with_suffix(".json")
             if not note.is_file() or not pages_held(table, forgotten)[0]:
                 continue
-            about: dict[str, Any] = json.loads(note.read_text())
+            about: dict[str, Any] = read_sealed(note)
             note.unlink()
             gone = sweep_pages(table, store, forgotten)
-            write_atomic(note, dump_json(about | {"pages": about["pages"] - gone}))
+            write_sealed(note, about | {"pages": about["pages"] - gone})
             removed += gone
     return removed

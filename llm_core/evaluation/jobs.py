@@ -6,14 +6,12 @@ An outcome is kept in the stage's scratch folder, so a stage that was killed doe
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llm_core.artifacts import dump_json, write_atomic
 from llm_core.contract import BadInput
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.shards import Shards
@@ -23,6 +21,7 @@ from llm_core.evaluation.rows import Mode, Row
 from llm_core.model.checkpoint import load_model
 from llm_core.model.transformer import Transformer
 from llm_core.parallel import isolated
+from llm_core.sealed import read_sealed, write_sealed
 from llm_core.train.machine import prepare
 
 SAFETY = {"refusal": refusal.HARMFUL, "toxicity": toxicity.TASK, "privacy": extraction.TRAINED}
@@ -113,7 +112,7 @@ def run_jobs(
         if outcome is None:
             (outcome,) = isolated(perform, [job], seconds=seconds, failed=_Failed(seconds))
             if not outcome.reason:
-                write_atomic(path, dump_json(asdict(outcome)))
+                write_sealed(path, asdict(outcome))
         told(done, job, outcome)
         outcomes.append(outcome)
     return outcomes
@@ -150,7 +149,7 @@ def _key(job: Job) -> str:
 def _read(path: Path) -> Outcome | None:
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = read_sealed(path)
     return Outcome(**{**found, "rows": [Row(**row) for row in found["rows"]]})
 
 

@@ -9,14 +9,13 @@ anything (too few votes, a reward that is no number or the same for all answers)
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from llm_core.artifacts import dump_json, new_product, write_atomic
+from llm_core.artifacts import new_product
 from llm_core.contract import BadInput, Emit, Event, Metric, Note, Progress, Report, Resumed
 from llm_core.data.bpe import Tokenizer
 from llm_core.feedback.actor import Actor, OnlineOptions
@@ -43,6 +42,7 @@ from llm_core.feedback.worth import Prompt, Rewards, Sample, UselessReward
 from llm_core.model.checkpoint import load_model, save_model
 from llm_core.model.lora import LoraOptions, adapter_off, add_lora, merge_lora, save_adapter
 from llm_core.model.transformer import Transformer
+from llm_core.sealed import read_sealed, write_sealed
 from llm_core.settings.align import AlignConfig
 from llm_core.train.loop import Fit, LoopOptions, fit
 from llm_core.train.machine import prepare
@@ -301,13 +301,13 @@ class _Looks:
     def show(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
         """Tell of the first answers and keep them."""
         rows = shown(f"step {self.step}", prompts, texts)
-        write_atomic(self.scratch / f"answers-{self.step:08d}.json", dump_json(rows))
+        write_sealed(self.scratch / f"answers-{self.step:08d}.json", rows)
         lines = "; ".join(f"{row['prompt']!r} -> {row['text']!r}" for row in rows[:TOLD])
         self.emit(Note(f"step {self.step}, sampled: {lines}"))
 
     def rows(self) -> list[dict[str, str]]:
         """All that were kept, in order."""
-        return [row for path in sorted(self.scratch.glob("answers-*.json")) for row in json.loads(path.read_text())]
+        return [row for path in sorted(self.scratch.glob("answers-*.json")) for row in read_sealed(path)]
 
 
 def without_additions(tuned: Transformer) -> Transformer:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from llm_core import artifacts
+from llm_core.contract import BadInput
 from llm_core.data.shards import Shards
 from llm_core.data.tokenize import run as tokenize
 from llm_core.evaluation.perplexity import held_out_pages
@@ -199,6 +200,67 @@ def test_a_missing_figure_refuses(space: Workspace, judge: Any) -> None:
     report = judge()
     assert "was not measured" in report["reason"]
     assert aliases(space)["champion"] == ("4", "aligned")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("product", "file"),
+    [("aligned", "model.safetensors"), ("aligned", "config.json"), ("chat", "model.safetensors"),
+     ("scores", "rows.parquet"), ("scores", "summary.json")],
+)  # fmt: skip
+def test_what_changed_by_itself_is_never_promoted(space: Workspace, judge: Any, product: str, file: str) -> None:
+    make_model(space, "aligned", seed=10)
+    write_product(space, {"chat": 0.5, "aligned": 0.99}, "second")
+    before = aliases(space)
+    victim = space.product(product) / file
+    good = victim.read_bytes()
+    flip(victim)
+    try:
+        with pytest.raises(BadInput) as caught:
+            judge()
+    finally:
+        victim.write_bytes(good)
+    assert str(victim) in str(caught.value)
+    assert "--force" in str(caught.value)
+    assert aliases(space) == before
+
+
+def test_scores_of_another_model_promote_nobody(space: Workspace, judge: Any) -> None:
+    """aligned was made again since it was measured, and nobody measured the new one."""
+    before = aliases(space)
+    measured = {name: artifacts.digest(space.product(name)) for name in ("chat", "aligned")}
+    digest = artifacts.digest(space.product("scores"))
+    space.report("evaluate").write_bytes(artifacts.dump_json({"inputs": measured, "product": digest}))
+    try:
+        make_model(space, "aligned", seed=11)
+        with pytest.raises(BadInput, match="the scores are of another aligned"):
+            judge()
+    finally:
+        space.report("evaluate").unlink()
+    assert aliases(space) == before
+
+
+def test_a_champion_that_changed_in_the_store_is_not_handed_out(space: Workspace, tmp_path: Path) -> None:
+    registered = registry.Registry(uri(space))
+    champion = registered.get("champion")
+    assert champion is not None
+    folder = registered.model_folder("champion", tmp_path)
+    flip(folder / "model.safetensors")
+    weights = registered.model_folder("champion", tmp_path) / "model.safetensors"
+    listed = artifacts.read_manifest(folder)["files"]["model.safetensors"]
+    assert artifacts.sha256(weights) == listed["sha256"], "the copy that decayed was downloaded again"
+    stored = next(space.root.glob(f"artifacts/{champion.run_id}/artifacts/models/*/model.safetensors"))
+    flip(stored)
+    try:
+        with pytest.raises(BadInput, match=r"model.safetensors: its bytes differ from those that were registered"):
+            registered.model_folder("champion", tmp_path / "elsewhere")
+    finally:
+        flip(stored)
 
 
 def test_rollback_is_one_step_and_is_remembered(space: Workspace) -> None:

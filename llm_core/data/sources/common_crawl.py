@@ -25,7 +25,6 @@ import pyarrow.parquet as pq
 import xxhash
 from filelock import FileLock
 
-from llm_core.artifacts import dump_json, write_atomic
 from llm_core.contract import BadInput
 from llm_core.data.packed import gunzipped
 from llm_core.data.sources.archives import GZIP, Archive, WarcPage
@@ -34,6 +33,7 @@ from llm_core.data.sources.parts import Gathered
 from llm_core.data.sources.reach import reachable
 from llm_core.data.sources.segments import SCHEMA, Segment, row_of
 from llm_core.data.web.store import link_or_copy
+from llm_core.sealed import read_sealed, write_sealed
 
 TELL_PAGES = 200
 Tell = Callable[[int, dict[str, str | float]], None]
@@ -148,7 +148,7 @@ class _Reading:
             except (DownloadFailed, OSError) as error:
                 self._failed.append({"file": path, "problem": _reason(error), "records": 0})
                 return
-            write_atomic(self._work / f"{number:05d}.json", dump_json(note))
+            write_sealed(self._work / f"{number:05d}.json", note)
             if self._session is not None:
                 self._local(number, path).unlink()
         self._notes.append({**note, "number": number})
@@ -201,7 +201,7 @@ class _Reading:
         file = self._work / f"{number:05d}.json"
         if not file.is_file():
             return None
-        note: dict[str, Any] = json.loads(file.read_text())
+        note: dict[str, Any] = read_sealed(file)
         return (
             note
             if note["path"] == path and (self._selection.online or note["version"] == self._version(path))

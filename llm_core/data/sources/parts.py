@@ -20,8 +20,10 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
-from llm_core.artifacts import dump_json, write_atomic
+from llm_core.artifacts import sha256
+from llm_core.contract import BadInput
 from llm_core.data.sources.rows import SCHEMAS, Row, batches, table
+from llm_core.sealed import read_sealed, write_sealed
 
 PART_ROWS = 50_000
 PART_SECONDS = 30.0
@@ -70,7 +72,7 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = folder / "state.json"
-        self.saved: dict[str, Any] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self.saved: dict[str, Any] = read_sealed(self._file) if self._file.is_file() else {}
 
     @property
     def unfinished(self) -> dict[str, Any] | None:
@@ -82,12 +84,12 @@ class Parts:
         if self.saved.get("key") != key:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
-            self.saved = {"key": key, "facts": facts, "parts": 0, "rows": 0, "state": None}
+            self.saved = {"key": key, "facts": facts, "parts": [], "rows": 0, "state": None}
             self.saved |= {"skipped": {}, "unreadable": [], "finished": False}
             self._save()
 
     def _save(self) -> None:
-        write_atomic(self._file, dump_json(self.saved))
+        write_sealed(self._file, self.saved)
 
     def path(self, number: int) -> Path:
         """The file of a closed part."""
@@ -100,8 +102,8 @@ class Parts:
         stream = batches(rows)
         more = True
         while more:
-            number, count = self.saved["parts"], self.saved["rows"]
-            partial = self.path(number).with_suffix(".open")
+            parts, count = self.saved["parts"], self.saved["rows"]
+            partial = self.path(len(parts)).with_suffix(".open")
             began, fresh, place = time.monotonic(), 0, None
             skipped: dict[str, int] = {}
             try:
@@ -117,8 +119,9 @@ class Parts:
                         tell(count + fresh)
             finally:
                 if fresh and _whole(partial, fresh):
-                    partial.rename(self.path(number))
-                    self.saved |= {"parts": number + 1, "rows": count + fresh, "state": place, "skipped": skipped}
+                    partial.rename(self.path(len(parts)))
+                    parts.append(sha256(self.path(len(parts))))
+                    self.saved |= {"rows": count + fresh, "state": place, "skipped": skipped}
                     self._save()
                 else:
                     partial.unlink(missing_ok=True)
@@ -126,9 +129,14 @@ class Parts:
         self._save()
 
     def join(self, target: Path, what: str) -> None:
-        """All parts as one Parquet file."""
+        """All parts as one Parquet file. Raises `BadInput` for a part that is not what was written."""
         with pq.ParquetWriter(target, SCHEMAS[what], compression="zstd") as writer:
-            for number in range(self.saved["parts"]):
+            for number, known in enumerate(self.saved["parts"]):
+                if sha256(self.path(number)) != known:
+                    raise BadInput(
+                        f"{self.path(number)}: its bytes changed after it was written; delete {self._file},"
+                        " and all rows of the source are gathered anew"
+                    )
                 with pq.ParquetFile(self.path(number)) as part:
                     for group in range(part.num_row_groups):
                         writer.write_table(part.read_row_group(group))

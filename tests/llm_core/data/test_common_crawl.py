@@ -170,6 +170,21 @@ def test_more_files_later_read_only_those(tmp_path: Path, folder: Path) -> None:
     assert same(raw, again)
 
 
+def test_a_note_whose_bytes_changed_is_named(tmp_path: Path, folder: Path) -> None:
+    """A number of pages that turned into another would end the reading early."""
+    before, _ = acquired(tmp_path, prefix=str(folder))
+    note = next((tmp_path / "store").glob("cc/*/00000.json"))
+    good = note.read_bytes()
+    changed = good.replace(b'"pages": 2', b'"pages": 3').replace(b'"pages": 1', b'"pages": 5')
+    assert changed != good
+    note.write_bytes(changed)
+    with pytest.raises(BadInput, match=r"00000.json: its bytes changed after it was written"):
+        acquired(tmp_path, "again", prefix=str(folder))
+    note.unlink()  # as the sentence says
+    again, _ = acquired(tmp_path, "again", prefix=str(folder))
+    assert same(before, again)
+
+
 def test_a_listing_cannot_point_outside(tmp_path: Path, folder: Path) -> None:
     with gzip.open(folder / "crawl-data" / CRAWL / "warc.paths.gz", "wt") as listing:
         listing.write("../../etc/passwd\n")
