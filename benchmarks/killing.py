@@ -14,8 +14,10 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,9 @@ VICTIMS = ("everything", "outermost", "stage", "dvc")
 LEFT_OUT = {"data", "models", "reports", "runs", "mlruns", "docs", "tests", "benchmarks", "dvc.lock"}
 AFTER_S = 1.0
 """Moments after a stage that still count as its own: DVC stores its product, and links it."""
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
+LOOK_S = 0.1
+"""Between two looks at what runs: a look reads the state of every process of the machine."""
 SMALL: dict[str, Any] = {
     "acquire": {
         "sources": [
@@ -222,7 +226,7 @@ def _wait_for(door: subprocess.Popen[bytes], verb: str) -> str | None:
                 return found
         if door.poll() is not None:
             return None
-        time.sleep(0.02)
+        time.sleep(LOOK_S)
     raise AssertionError(f"{verb} did not begin within {PATIENCE_S:.0f} s")
 
 
@@ -276,7 +280,7 @@ def _quiet(door: subprocess.Popen[bytes] | None, space: Workspace) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while left := [process for process in psutil.process_iter() if _works_in(process, space.root)]:
         assert time.monotonic() < deadline, f"these do not end: {[_words(process) for process in left]}"
-        time.sleep(0.05)
+        time.sleep(LOOK_S)
 
 
 def _works_in(process: psutil.Process, root: Path) -> bool:
@@ -291,27 +295,74 @@ def _standing(space: Workspace) -> list[str]:
 
 
 def harness(
-    project: Path, folder: Path, *, kills: int, seed: int, per_tour: int = 9, until: float = float("inf")
+    project: Path,
+    folder: Path,
+    *,
+    kills: int,
+    seed: int,
+    per_tour: int = 18,
+    side_by_side: int = 1,
+    until: float = float("inf"),
+    saved: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """An undisturbed run, then tours until that many kills have hit; counts, and every kill that was done.
 
-    No tour begins after `until` (`time.monotonic`). Raises `AssertionError` when a product differs.
+    `side_by_side`: tours at a time, each in a workspace of its own. No tour begins after `until` (`time.monotonic`).
+    `saved` hears the counts after every tour. Raises `AssertionError` when a product differs.
     """
     calm = workspace(project, folder / "calm")
     finish(calm, "dvc")
     wanted, lasts = same(calm), seconds(calm)
+    plans = enumerate(plan(seed, 100 * kills, per_tour))
     told: list[Told] = []
-    tours = 0
-    for number, some in enumerate(plan(seed, 100 * kills, per_tour)):
-        if len(told) >= kills or time.monotonic() > until:
-            break
-        space = workspace(project, folder / f"tour-{number}")
-        hits = tour(space, some[: kills - len(told)], lasts, ("groundup", "dvc")[number % 2])
-        assert same(space) == wanted, [asdict(hit) for hit in hits]
-        check_reads(space)
-        told, tours = told + hits, tours + 1
-        shutil.rmtree(space.root)
-    return counts(told, tours, wanted) | {"kills_done": [asdict(hit) for hit in told]}
+    lock, tours, under_way, failed = threading.Lock(), 0, 0, False
+
+    def found() -> dict[str, Any]:
+        return counts(told, tours, wanted) | {"kills_done": [asdict(hit) for hit in told]}
+
+    def work() -> None:
+        nonlocal tours, under_way, failed
+        while True:
+            with lock:
+                left = kills - len(told) - under_way
+                if left <= 0 or failed or time.monotonic() > until:
+                    return
+                number, some = next(plans)
+                some = some[:left]
+                under_way += len(some)
+            try:
+                hits = _compared(
+                    project, folder / f"tour-{number}", some, lasts, wanted, ("groundup", "dvc")[number % 2]
+                )
+            except BaseException:
+                failed = True
+                raise
+            with lock:
+                told.extend(hits)
+                tours, under_way = tours + 1, under_way - len(some)
+                saved(found())
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        for worker in [pool.submit(work) for _ in range(side_by_side)]:
+            worker.result()
+    return found()
+
+
+def _compared(
+    project: Path,
+    root: Path,
+    kills: Sequence[Kill],
+    lasts: Mapping[str, float],
+    wanted: Mapping[str, Any],
+    last_door: str,
+) -> list[Told]:
+    """One tour in a workspace of its own, which is gone afterwards; its kills, if its products are those wanted."""
+    space = workspace(project, root)
+    hits = tour(space, kills, lasts, last_door)
+    assert same(space) == wanted, [asdict(hit) for hit in hits]
+    check_reads(space)
+    shutil.rmtree(space.root)
+    return hits
 
 
 def counts(told: Sequence[Told], tours: int, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How far the pipeline can be trusted: kills by both doors, faults, fuzzing; benchmarks/results/trust.json.
 
-    python -m benchmarks.trust                        everything; the kills go on for about ten minutes
+    python -m benchmarks.trust                        everything; no tour of kills begins after ten minutes
     python -m benchmarks.trust --only kills --kills 60 --minutes 60
     python -m benchmarks.trust --only tests           what tests/trust, tests/security and tests/fuzz count
 
@@ -28,8 +28,8 @@ PARTS = ("kills", "tests")
 SUITES = ("trust", "security", "fuzz")
 
 
-def kills(count: int, minutes: float, seed: int, per_tour: int) -> dict[str, Any]:
-    """The kill harness in a temporary folder, with Prefect and MLflow servers of its own."""
+def kills(asked: argparse.Namespace) -> dict[str, Any]:
+    """The kill harness in a temporary folder, with Prefect and MLflow servers of its own; saved after every tour."""
     with tempfile.TemporaryDirectory(prefix="groundup-trust-") as name:
         folder = Path(name).resolve()
         (folder / "project").mkdir()
@@ -38,13 +38,25 @@ def kills(count: int, minutes: float, seed: int, per_tour: int) -> dict[str, Any
             os.environ.pop(variable, None)
         servers.ensure(project)
         began = time.monotonic()
+
+        def saved(found: dict[str, Any]) -> None:
+            told = {"asked_for": asked.kills, "seed": asked.seed, "seconds": round(time.monotonic() - began, 1)}
+            measuring.save("trust", {"kills": found | told | {"where": measuring.where()}}, asked.results)
+            print(killing.tell(found | told), flush=True)
+
         try:
-            found = killing.harness(
-                project, folder, kills=count, seed=seed, per_tour=per_tour, until=began + 60 * minutes
+            return killing.harness(
+                project,
+                folder,
+                kills=asked.kills,
+                seed=asked.seed,
+                per_tour=asked.per_tour,
+                side_by_side=asked.side_by_side,
+                until=began + 60 * asked.minutes,
+                saved=saved,
             )
         finally:
             servers.stop(project)
-        return found | {"asked_for": count, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
 
 
 def tests() -> dict[str, Any]:
@@ -88,13 +100,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=10, help="begin no tour after this time")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--per-tour", type=int, default=9)
+    parser.add_argument("--per-tour", type=int, default=18)
+    parser.add_argument("--side-by-side", type=int, default=2, help="tours at a time")
     parser.add_argument("--results", type=Path, default=measuring.RESULTS)
     asked = parser.parse_args()
     if asked.only in (None, "kills"):
-        found = kills(asked.kills, asked.minutes, asked.seed, asked.per_tour)
-        print(killing.tell(found))
-        measuring.save("trust", {"kills": found | {"where": measuring.where()}}, asked.results)
+        kills(asked)
     if asked.only in (None, "tests"):
         measuring.save("trust", {"tests": tests() | {"where": measuring.where()}}, asked.results)
 

@@ -41,7 +41,7 @@ def test_three_kills(
 @pytest.mark.soak
 @pytest.mark.timeout(4 * 3600)
 def test_sixty_kills(workspace: Workspace, project: Path, tmp_path: Path) -> None:
-    found = killing.harness(project, tmp_path, kills=60, seed=1)
+    found = killing.harness(project, tmp_path, kills=60, seed=1, side_by_side=2)
     print(json.dumps(found))
     assert found["kills"] >= 60
     assert min(found["by"]["stage"].values()) > 0
