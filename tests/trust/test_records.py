@@ -24,7 +24,14 @@ CHANGED = "its bytes changed after it was written; delete"
 
 
 def test_every_bit_of_a_record_counts(tmp_path: Path) -> None:
-    value = {"rows": 12, "state": [3, "a \u00e9"], "share": 0.25, "none": None, "yes": True, "counts": {"7": 1, "12": []}}
+    value = {
+        "rows": 12,
+        "state": [3, "a \u00e9"],
+        "share": 0.25,
+        "none": None,
+        "yes": True,
+        "counts": {"7": 1, "12": []},
+    }
     path = tmp_path / "state.json"
     write_sealed(path, value | {"counts": {7: 1, 12: []}})
     good = path.read_bytes()
