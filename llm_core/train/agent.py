@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 
-from llm_core.train.launch import Voice
+from llm_core.train.launch import MEET_SECONDS, Voice
 
-MEET_SECONDS = 600
-"""How long machines wait for each other."""
+CLOSED = 3
+"""Exit code: the job's machines have given up, so there is nothing to join."""
 
 
 def arguments(file: Path, job: Mapping[str, Any], *, host: bool, address: str) -> list[str]:
@@ -59,6 +59,9 @@ def main(given: list[str]) -> int:
     if job["start"]["nodes"] > 1:
         address, interface = way_to(job["endpoint"])
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        # Machines count restarts differently, and torch finds the ranks' addresses of an attempt by that number: in a
+        # store that outlives attempts they would find old ones. So the first rank of each attempt has its own store.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     voice = Voice(file.with_name("events.jsonl"), f"agent-{socket.gethostname()}-{os.getpid()}")
     try:
         run(parse_args(arguments(file, job, host="--host" in given, address=address)))  # type: ignore[no-untyped-call]
@@ -66,11 +69,14 @@ def main(given: list[str]) -> int:
         rank, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"code {failure.exitcode}"
         text = f"rank {rank} on {socket.gethostname()} (process {failure.pid}) was ended by {how}"
-        voice.failed(text, lost=failure.exitcode >= 0)  # a signal tells more than what its peers say of it
+        lost = failure.exitcode >= 0  # a signal tells more than what its peers say of it
+        voice.failed(text, lost=lost, over=True)
         return 1
+    except RendezvousClosedError:
+        return CLOSED
     except RendezvousError as error:
         machines = f"the {job['start']['nodes']} machines did not meet at {job['endpoint']} within {MEET_SECONDS} s"
-        voice.failed(f"{machines}: is each of them started? ({type(error).__name__})")
+        voice.failed(f"{machines}: is each of them started? ({type(error).__name__})", over=True)
         return 1
     return 0
 

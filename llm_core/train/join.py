@@ -74,6 +74,8 @@ def main(arguments: list[str]) -> int:
             print(f"joins {job['stage']} at {job['endpoint']} with {job['start']['ranks']} ranks", flush=True)
             code = lend(path, job)
             print(f"{job['stage']} is over here, with code {code}", flush=True)
+            while code != 0 and is_on(path, job["id"]):  # the host has yet to hear of it
+                time.sleep(LOOK_S)
             if once and not is_on(path, job["id"]):
                 return 0
         time.sleep(LOOK_S)

@@ -39,10 +39,11 @@ import os
 import secrets
 import shutil
 import subprocess
+import threading
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,6 +58,8 @@ from llm_core.train.distributed import Start
 RENDEZVOUS = "GROUNDUP_RENDEZVOUS"
 """Environment variable that says where several machines meet: HOST:PORT of the one that runs the stage."""
 JOB = "job.json"
+MEET_SECONDS = 600
+"""How long machines and ranks wait for each other."""
 POLL_S = 0.05
 QUIET_S = 1.0
 """After so long without an event the last progress is told again: whoever listens may want to stop the run."""
@@ -135,7 +138,7 @@ def _relay(
             stopped += line["kind"] == "stopped"
             if stopped == ranks:
                 child.kill()
-            elif line.get("bad_input") and child.poll() is None:
+            elif (line.get("bad_input") or line.get("over")) and child.poll() is None:
                 child.terminate()
             continue
         if line is not None and line["kind"] == "again":
@@ -215,13 +218,38 @@ class Voice:
         with open(self.path, "a") as handle:
             handle.write(json.dumps({"kind": kind, **values}) + "\n")
 
-    def failed(self, text: str, *, bad_input: bool = False, lost: bool = False) -> None:
-        """Say why this rank ends; `lost`: only because another one is gone."""
-        self.say("failed", text=text, bad_input=bad_input, lost=lost)
+    def failed(self, text: str, *, bad_input: bool = False, lost: bool = False, over: bool = False) -> None:
+        """Say why this rank ends; `lost`: only because another one is gone; `over`: nothing begins again."""
+        self.say("failed", text=text, bad_input=bad_input, lost=lost, over=over)
 
 
 def _silence(_: Event) -> None:
     """What the other ranks tell."""
+
+
+@contextmanager
+def _in_time(seconds: float, voice: Voice) -> Iterator[None]:
+    """End this rank if it has not found the others in time: some may never have begun."""
+
+    def give_up() -> None:
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        voice.failed(f"rank {rank} has not found all {world} ranks within {seconds:g} s")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _attempts(path: Path) -> int:
+    """How often the ranks have begun before, counted in this file: torchrun's own count differs among machines."""
+    before = int(path.read_text()) if path.is_file() else 0
+    write_atomic(path, str(before + 1).encode())
+    return before
 
 
 def _of_others(error: Exception) -> bool:
@@ -235,10 +263,12 @@ def main(arguments: list[str]) -> int:
     file = Path(arguments[0])
     job = json.loads(file.read_text())
     voice = Voice(file.with_name("events.jsonl"), os.environ.get("GROUP_RANK", "0"))
-    distributed.listen(distributed.Listener(lambda: stop_requested, job["start"]["hang_seconds"], voice.failed))
+    hang_seconds = job["start"]["hang_seconds"]
+    distributed.listen(distributed.Listener(lambda: stop_requested, hang_seconds, voice.failed))
     try:
-        ranks = distributed.join()
-        if ranks.first and (attempt := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))):
+        with _in_time(hang_seconds or MEET_SECONDS, voice):
+            ranks = distributed.join()
+        if ranks.first and (attempt := _attempts(file.with_name("attempts"))):
             voice.say("again", text=f"{attempt} of {job['start']['restarts']} times")
         emit = voice if ranks.first else _silence
         run = importlib.import_module(job["stage"]).run

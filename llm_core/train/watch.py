@@ -142,12 +142,7 @@ class Watch:
                 heard = time.monotonic()
             except RuntimeError as error:  # torch's errors of a store that is gone or silent
                 if time.monotonic() - heard > self.seconds:
-                    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-                    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    self._end(
-                        f"rank {self.rank} on {self.beat.host} has not reached the ranks' store at {where} for "
-                        f"{self.seconds:g} s ({line})"
-                    )
+                    self._alone(error)
 
     def _post(self) -> None:
         self.beat.tick += 1
@@ -188,8 +183,15 @@ class Watch:
                     os.kill(pid, signal.SIGKILL)  # a stopped process hears nothing else
         os._exit(HUNG)
 
-    def _end(self, sentence: str) -> None:
-        self.fail(sentence)
+    def _alone(self, error: RuntimeError) -> None:
+        """End because the store is silent: it is torchrun's, or with several machines that of the first rank."""
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        whose = "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.fail(
+            f"for {self.seconds:g} s no sign of life from {whose} at {where}, whose store rank {self.rank} on "
+            f"{self.beat.host} cannot reach ({line})"
+        )
         os._exit(HUNG)
 
 

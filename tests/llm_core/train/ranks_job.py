@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,24 @@ from llm_core.train.schedule import cosine
 STEPS, PASSES, STOP_AFTER = 12, 4, 5
 
 
-def train(scratch: Path, ranks: Ranks, *, slow: bool = False, **options: Any) -> tuple[dict[int, float], Transformer]:
+def train(
+    scratch: Path,
+    ranks: Ranks,
+    *,
+    slow: bool = False,
+    tell: Callable[[Event], None] = lambda _: None,
+    before: Callable[[int], None] = lambda _: None,
+    **options: Any,
+) -> tuple[dict[int, float], Transformer]:
     """Losses by step, and the trained model. With dropout and Muon; passes and matrices that are shared unevenly.
 
-    Under DDP it is the simplest architecture, under FSDP2 the one with the most kinds of parameters.
+    Under DDP it is the simplest architecture, under FSDP2 the one with the most kinds of parameters. `tell` hears all
+    events, `before` is called before a batch is loaded.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     shape = {"layers": 2, "heads": 1, "width": 26, "context": 16, "dropout": 0.1}
-    architecture = {"ddp": "seed", "fsdp": "speedrun"}[ranks.parallel]
+    architecture = {"ddp": "seed", "fsdp": "speedrun", "hsdp": "speedrun"}[ranks.parallel]
     model = Transformer(ModelConfig.preset(architecture, vocab_size=61, **shape))
     tokens = np.random.default_rng(0).integers(0, 61, 2000) ** 2 // 61  # skewed: there is something to learn
     losses: dict[int, float] = {}
@@ -46,11 +56,18 @@ def train(scratch: Path, ranks: Ranks, *, slow: bool = False, **options: Any) ->
             if slow:
                 print(event.step, flush=True)
                 time.sleep(0.02)
+        tell(event)
+
+    batches = PageBatches(Windows(lambda _: tokens, 16, 7), None, 0.0, rows=10, parts=PASSES)
+
+    def batch(number: int) -> Any:
+        before(number)
+        return batches(number)
 
     settings: dict[str, Any] = {"steps": STEPS, "seed": 7, "evaluate_every": 4, "accumulate": PASSES}
     fit(
         model,
-        batch=PageBatches(Windows(lambda _: tokens, 16, 7), None, 0.0, rows=10, parts=PASSES),
+        batch=batch,
         objective=next_token_loss,
         optimizer=lambda trained: make_optimizer(trained, OptimizerOptions(name="muon", learning_rate=0.02)),
         schedule=cosine(STEPS),
