@@ -1,8 +1,9 @@
-"""How far the pipeline can be trusted: kills by both doors, faults, fuzzing; benchmarks/results/trust.json.
+"""How far the pipeline can be trusted: kills by both doors, faults, fuzzing, long use; benchmarks/results/trust.json.
 
     python -m benchmarks.trust                        everything; no tour of kills begins after ten minutes
     python -m benchmarks.trust --only kills --kills 60 --minutes 60
     python -m benchmarks.trust --only tests           what tests/trust, tests/security and tests/fuzz count
+    python -m benchmarks.trust --only cycles --minutes 60    refresh, build, vote: memory and disk stay flat
 
 Kills: the harness of benchmarks/killing.py, on a copy of the code, so that editing does not disturb it. Tests: their
 JUnit report, by file, with the counts that they print as `record_property`.
@@ -21,10 +22,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import killing, measuring
+from benchmarks import cycles, killing, measuring
 from deployments import servers
 
-PARTS = ("kills", "tests")
+PARTS = ("kills", "tests", "cycles")
 SUITES = ("trust", "security", "fuzz")
 
 
@@ -36,7 +37,6 @@ def kills(asked: argparse.Namespace) -> dict[str, Any]:
         project = killing.copy_code(measuring.ROOT, folder / "project")
         for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PREFECT_HOME"):
             os.environ.pop(variable, None)
-        servers.ensure(project)
         began = time.monotonic()
 
         def saved(found: dict[str, Any]) -> None:
@@ -45,6 +45,7 @@ def kills(asked: argparse.Namespace) -> dict[str, Any]:
             print(killing.tell(found | told), flush=True)
 
         try:
+            servers.ensure(project)
             return killing.harness(
                 project,
                 folder,
@@ -98,7 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--minutes", type=float, default=10, help="begin no tour after this time")
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="begin no tour of kills, and no cycle, after this time"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--per-tour", type=int, default=18)
     parser.add_argument("--side-by-side", type=int, default=2, help="tours at a time")
@@ -108,6 +111,11 @@ def main() -> None:
         kills(asked)
     if asked.only in (None, "tests"):
         measuring.save("trust", {"tests": tests() | {"where": measuring.where()}}, asked.results)
+    if asked.only in (None, "cycles"):
+        with tempfile.TemporaryDirectory(prefix="groundup-trust-") as name:
+            found = cycles.facts(cycles.run(measuring.ROOT, Path(name).resolve(), minutes=asked.minutes))
+        measuring.save("trust", {"cycles": found | {"where": measuring.where()}}, asked.results)
+        print(found)
 
 
 if __name__ == "__main__":
