@@ -4,8 +4,9 @@ workers    clean and tokenize of the same documents by two processes of this mac
            workers (a scheduler and two worker processes on loopback, started before), alternating, three rounds:
            documents a second of the stages' wall time with its start and without (what 100 documents take subtracted:
            the pool starts its processes in each stage, the cluster is there), medians; products must be equal
-growth     the same on Dask at 1x, 4x and 16x the documents, in as many times the shards (row groups): the driver's
-           peak memory, and CPU seconds a document of driver and workers together, a run of 100 documents subtracted
+growth     the same on Dask at 1x, 4x and 16x the documents, in as many times the shards (row groups), and at 4x the
+           documents in 4x and 16x the shards: the driver's peak memory in each stage, and CPU seconds a document of
+           driver, scheduler and workers together, a run of 100 documents subtracted
 outofcore  exact and near duplicates of 5,000,000 synthetic documents by their index and signatures, a tenth of them
            near copies: peak memory of the process, seconds, duplicates found; and decontamination of a stream of texts
            against an evaluation set: how much memory grows after a tenth of them
@@ -21,7 +22,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -39,6 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.measuring import ROOT, save, where
+from benchmarks.scale_jobs import peak_of
 from llm_core import artifacts
 from llm_core.data import clean, decontaminate, dedup, tokenize
 from llm_core.data.document import RAW_DOCUMENTS
@@ -68,8 +69,8 @@ def texts(count: int, seed: int = 1) -> Iterator[str]:
         yield " ".join(rng.choice(known) if rng.random() < 0.1 else word for word in known[start : start + 300])
 
 
-def make_raw(folder: Path, count: int) -> Path:
-    """A raw product of so many documents."""
+def make_raw(folder: Path, count: int, shard: int = SHARD) -> Path:
+    """A raw product of so many documents, `shard` in a row group."""
     with artifacts.new_product(folder, "raw", {"sources": {"a": {"kind": "files", "licence": "MIT"}}}) as product:
         (product / "a").mkdir()
         rows = [
@@ -77,13 +78,13 @@ def make_raw(folder: Path, count: int) -> Path:
             for number, text in enumerate(texts(count))
         ]
         table = pa.Table.from_pylist(rows, RAW_DOCUMENTS)
-        pq.write_table(table, product / "a" / "documents.parquet", row_group_size=SHARD)
+        pq.write_table(table, product / "a" / "documents.parquet", row_group_size=shard)
     return folder
 
 
 @contextmanager
 def dask_cluster(folder: Path, workers: int = 2) -> Iterator[tuple[str, list[int]]]:
-    """(address, ids of the workers' processes) of a scheduler and workers of one thread each on loopback."""
+    """(address, ids of all its processes) of a scheduler and workers of one thread each on loopback."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(what: str, *options: str) -> None:
@@ -97,7 +98,7 @@ def dask_cluster(folder: Path, workers: int = 2) -> Iterator[tuple[str, list[int
             time.sleep(0.1)
         for _ in range(workers):
             start("worker", found[1], "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1")
-        yield found[1], [process.pid for process in started[1:]]
+        yield found[1], [process.pid for process in started]
     finally:
         for process in started[::-1]:
             process.kill()
@@ -117,25 +118,25 @@ def stages(raw: Path, folder: Path, address: str | None) -> dict[str, Any]:
 
 
 def child(job: dict[str, Any]) -> dict[str, Any]:
-    """Run both stages here; wall and CPU seconds (own and children's), peak memory in MB, digests."""
+    """Run both stages here; wall and own CPU seconds, peak memory in MB after each, digests."""
     raw, folder = Path(job["raw"]), Path(job["folder"])
     kind = ClusterSettings(kind="dask", address=job["address"]) if job["address"] else ClusterSettings()
     inputs = {name: folder / name for name in ("rules", "lists", "heldout", "scratch")}
     began, used = time.perf_counter(), time.process_time()
     cleaning = CleanConfig(workers=2, cluster=kind)
     report = clean.run(cleaning, raw=raw, out=folder / "corpus", emit=lambda _: None, **inputs)
-    cleaned = time.perf_counter()
-    tokenizing = TokenizeConfig(vocab_size=4096, sample_bytes=2_000_000, workers=2, cluster=kind)
+    cleaned, clean_peak = time.perf_counter(), peak_of() / 1e6
+    tokenizing = TokenizeConfig(vocab_size=1024, sample_bytes=100_000, workers=2, cluster=kind)
     tokenize.run(
         tokenizing, corpus=folder / "corpus", out=folder / "shards", scratch=folder / "scratch", emit=lambda _: None
     )
     ended = time.perf_counter()
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "clean_s": cleaned - began,
         "tokenize_s": ended - cleaned,
-        "cpu_s": time.process_time() - used + children.ru_utime + children.ru_stime,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "cpu_s": time.process_time() - used,
+        "clean_peak_mb": clean_peak,
+        "peak_mb": peak_of() / 1e6,
         "kept": report.metrics["documents"],
         "digests": [artifacts.digest(folder / name) for name in ("corpus", "shards")],
     }
@@ -179,30 +180,34 @@ def growth(folder: Path, documents: int) -> dict[str, Any]:
             family = [p for process in processes for p in (process, *process.children(recursive=True))]
             return sum(sum(p.cpu_times()[:4]) for p in family)
 
-        def measure(count: int) -> tuple[dict[str, Any], float]:
-            raw = make_raw(folder / "raw-growth", count)
+        def measure(count: int, shard: int = SHARD) -> dict[str, Any]:
+            raw = make_raw(folder / "raw-growth", count, shard)
             before = used()
             run = stages(raw, folder / "grown", address)
-            return run, run["cpu_s"] + used() - before
+            shards = -(-count // shard)
+            return run | {"cpu_s": run["cpu_s"] + used() - before, "documents": count, "shards": shards}
 
         measure(100)  # modules are read
-        _, start = measure(100)
-        for times in (1, 4, 16):
-            run, cpu = measure(times * documents)
-            net = (cpu - start) / (times * documents - 100)
-            rows.append(
-                {"times": times, "documents": times * documents, "shards": -(-times * documents // SHARD)}
-                | {"driver_peak_mb": round(run["peak_mb"], 1), "cpu_ms_per_document": round(1000 * net, 3)}
-                | {"wall_s": round(run["clean_s"] + run["tokenize_s"], 2), "kept": run["kept"]}
-            )
+        start = median(measure(100)["cpu_s"] for _ in range(ROUNDS))
+        found = [measure(times * documents) for times in (1, 4, 16)]
+        cut = measure(4 * documents, SHARD // 4)
+    rows = [
+        {"documents": run["documents"], "shards": run["shards"], "kept": run["kept"]}
+        | {"clean_driver_peak_mb": round(run["clean_peak_mb"], 1), "driver_peak_mb": round(run["peak_mb"], 1)}
+        | {"cpu_ms_per_document": round(1000 * (run["cpu_s"] - start) / (run["documents"] - 100), 3)}
+        | {"wall_s": round(run["clean_s"] + run["tokenize_s"], 2)}
+        for run in (*found, cut)
+    ]
     costs = [row["cpu_ms_per_document"] for row in rows]
-    memory = [row["driver_peak_mb"] for row in rows]
+    grown = 1e6 * (rows[2]["driver_peak_mb"] - rows[0]["driver_peak_mb"])
     return {
         "rows": rows,
         "start_cpu_s": round(start, 2),
         "cost_max_over_min": round(max(costs) / min(costs), 3),
         "cost_wanted": 1.1,
-        "driver_memory_max_over_min": round(max(memory) / min(memory), 3),
+        "driver_memory_of_4x_the_shards": round(rows[3]["driver_peak_mb"] / rows[1]["driver_peak_mb"], 3),
+        "driver_memory_of_16x_the_documents": round(rows[2]["driver_peak_mb"] / rows[0]["driver_peak_mb"], 3),
+        "driver_bytes_per_document": round(grown / (rows[2]["documents"] - rows[0]["documents"])),
     }
 
 
@@ -242,8 +247,7 @@ def duplicates(folder: Path) -> dict[str, Any]:
             left = copies_of.by_likeness(left, folder / "signatures", 0.7)
         else:
             left = getattr(copies_of, f"by_{name}")(left)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        result[name] = {"dropped": before - len(left), "peak_mb": round(peak)}
+        result[name] = {"dropped": before - len(left), "peak_mb": round(peak_of() / 1e6)}
         result[name]["s"], began = round(time.perf_counter() - began, 1), time.perf_counter()
     result["peak_mb"] = result["likeness"]["peak_mb"]
     return result | {"decontamination": stream()}
