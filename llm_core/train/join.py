@@ -25,7 +25,8 @@ GRACE_S = 40.0
 def newest(workspace: Path) -> tuple[Path, dict[str, Any]] | None:
     """The job of the workspace that wants several machines, and its file; the newest if there are two."""
     found = []
-    for path in (workspace / ".groundup" / "scratch").glob(f"*/ranks/{JOB}"):
+    inside = f".groundup/scratch/*/ranks/{JOB}"
+    for path in (*workspace.glob(inside), *workspace.glob(f"runs/*/{inside}")):  # experiments, too
         try:
             found.append((path.stat().st_mtime, path, json.loads(path.read_text())))
         except OSError:

@@ -159,6 +159,8 @@ def _relay(
             if not stopping and child.poll() is None:
                 child.terminate()
             stopping = True
+    if failed and failed["kind"] == "failed" and child.returncode == 0:
+        failed = None  # it was an attempt before the last; the files of other machines are read a little later
     return {"kind": "stopped"} if stopping else failed
 
 
@@ -168,11 +170,15 @@ def _lines(path: Path, child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any
     with ExitStack() as stack:
         handles: dict[Path, TextIO] = {}
         partial: dict[Path, str] = {}
+        looked = -QUIET_S
         while True:
             ended = child.poll() is not None
-            for each in (path, *sorted(path.parent.glob(f"{path.name}.*"))):
-                if each not in handles:
-                    handles[each] = stack.enter_context(open(each))
+            if ended or time.monotonic() - looked >= QUIET_S:  # not at every turn: it may be a folder on a network
+                looked = time.monotonic()
+                for each in (path, *sorted(path.parent.glob(f"{path.name}.*"))):
+                    if each not in handles:
+                        handles[each] = stack.enter_context(open(each))
+            for each in handles:
                 while text := handles[each].readline():
                     partial[each] = partial.get(each, "") + text
                     if text.endswith("\n"):
@@ -284,7 +290,8 @@ def main(arguments: list[str]) -> int:
         voice.failed(str(error), bad_input=True)
         raise
     except Exception as error:
-        voice.failed(f"{type(error).__name__}: {error}", lost=_of_others(error))
+        text = str(error).partition(". This is typically caused by")[0]  # gloo's guesses
+        voice.failed(f"{type(error).__name__}: {text}", lost=_of_others(error))
         raise
     finally:
         distributed.leave()

@@ -32,6 +32,7 @@ from llm_core.train.judge import Beat, Judge
 
 BatchT = TypeVar("BatchT")
 BEAT_S = 1.0
+CLOSE_S = 5.0
 HUNG = 75
 """Exit code of ranks that end because one of them stands still."""
 
@@ -65,10 +66,12 @@ class Watch:
     def close(self) -> None:
         """Stop beating: what this rank does from here on keeps nobody waiting."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return
+        self._thread.join(CLOSE_S)
+        if not self._thread.is_alive():  # else it waits for a store that is gone, as this would
             self.beat.left = True
-            with suppress(RuntimeError):  # the store may have gone with the first rank
+            with suppress(RuntimeError):
                 self._post()
 
     def turn(self, step: int) -> None:

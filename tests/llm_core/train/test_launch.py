@@ -59,6 +59,38 @@ def test_the_first_failure_of_a_rank_is_the_stages(bad_input: bool, error: type,
         raise launch._error(failed)
 
 
+def failure(text: str, **more: bool) -> dict[str, Any]:
+    return {"kind": "failed", "text": text, "bad_input": False} | more
+
+
+def test_ranks_that_began_again_have_not_failed(tmp_path: Path) -> None:
+    """What another machine wrote of an earlier attempt may be read late."""
+    heard: list[Event] = []
+    (tmp_path / "events.1").write_text(json.dumps(failure("closed by peer", lost=True)) + "\n")
+    lines = [failure("rank 1 stood still"), {"kind": "again", "text": "1 of 3 times"}, *LINES]
+    child = speaking(tmp_path / "events", lines)
+    assert launch._relay(tmp_path / "events", child, heard.append, 2) is None
+    told = "a rank was lost (rank 1 stood still); all begin again from the last resume point, 1 of 3 times"
+    assert Note(told) in heard
+
+
+def test_why_a_rank_ended_counts_more_than_who_lost_it(tmp_path: Path) -> None:
+    (tmp_path / "events.agent").write_text(json.dumps(failure("rank 2 was ended by SIGKILL", over=True)) + "\n")
+    child = speaking(tmp_path / "events", [failure("closed by peer", lost=True)], 1)
+    failed = launch._relay(tmp_path / "events", child, lambda _: None, 2)
+    assert failed is not None
+    assert str(launch._error(failed)) == "rank 2 was ended by SIGKILL"
+
+
+def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "events").write_text(json.dumps(failure("passes: too few", bad_input=True)) + "\n")
+    child = subprocess.Popen([sys.executable, "-c", "import time\nfor _ in range(6000): time.sleep(0.1)"])
+    failed = launch._relay(tmp_path / "events", child, lambda _: None, 2)
+    assert child.returncode == -15
+    with pytest.raises(BadInput, match="passes: too few"):
+        raise launch._error(failed or {})
+
+
 def test_a_listener_that_stops_ends_the_ranks(tmp_path: Path) -> None:
     def stop(_: Event) -> None:
         raise Stop
