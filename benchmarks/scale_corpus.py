@@ -1,12 +1,13 @@
 """The corpora that `benchmarks.scale_jobs` runs on, of any size, without copies.
 
-Pages are real articles (shared/data/article_extraction) of which every eighth word is replaced, by another seed in each
-copy of the corpus, so that none is a duplicate of another; the WARC files are in Common Crawl's layout.
+Pages are real articles (shared/data/article_extraction) in which other English stands instead of every longer piece of
+text, in each WARC file another, so that none is a duplicate of another; the files are in Common Crawl's layout.
 """
 
 from __future__ import annotations
 
 import gzip
+import html
 import io
 import random
 import re
@@ -39,20 +40,27 @@ def altered(text: str, rng: random.Random) -> str:
     return " ".join(rng.choice(known) if word.isalpha() and rng.random() < 0.13 else word for word in text.split(" "))
 
 
+def running(count: int, rng: random.Random) -> str:
+    """So many words of running English, from anywhere."""
+    start = rng.randrange(max(1, len(words()) - count))
+    return html.escape(" ".join(words()[start : start + count]), quote=False)
+
+
 def make_warc(folder: Path, number: int, pages: int) -> None:
-    """One WARC file of every other of the first articles, `pages` of them; equal numbers give equal files."""
+    """One WARC file of `pages` articles, neither the smallest nor the largest; equal numbers give equal files."""
     rng = random.Random(number)
     with tarfile.open(SHARED / "article_extraction" / "html.tar") as tar:
-        members = sorted((member for member in tar.getmembers() if member.isfile()), key=lambda member: member.name)
-        packed = [tar.extractfile(member).read() for member in members[: 2 * pages : 2]]  # type: ignore[union-attr]
+        members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: (m.size, m.name))
+        first = (len(members) - pages) // 3
+        packed = [tar.extractfile(m).read() for m in members[first : first + pages]]  # type: ignore[union-attr]
     with open(folder / f"CC-MAIN-{number:05d}.warc.gz", "wb") as file:
         writer = WARCWriter(file, gzip=True)
         for place, data in enumerate(packed):
-            html = gzip.decompress(data).decode("utf-8", "replace")
-            html = re.sub(r">([^<>]{40,})<", lambda match: f">{altered(match[1], rng)}<", html)
+            page = gzip.decompress(data).decode("utf-8", "replace")
+            page = re.sub(r">([^<>]{40,})<", lambda match: f">{running(match[1].count(' ') + 1, rng)}<", page)
             http = StatusAndHeaders("200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.1")
             url, date = f"https://site-{place}.example/{number}/article", {"WARC-Date": "2026-01-01T00:00:00Z"}
-            payload = io.BytesIO(html.encode())
+            payload = io.BytesIO(page.encode())
             writer.write_record(writer.create_warc_record(url, "response", payload, http_headers=http,
                                                           warc_headers_dict=date))  # fmt: skip
 

@@ -3,7 +3,7 @@
     python -m benchmarks.scale_model --measure [--only clean,decide]    about six minutes on two cores
     python -m benchmarks.scale_model [--check]                          the tables of docs/scale.md, from the results
 
-Each job (`scale_jobs`) runs on a part of a small corpus, on it and on twice as much, three times each, taking turns.
+Each job (`scale_jobs`) runs on half of a small corpus, on it and on twice as much, three times each, taking turns.
 Through the medians goes a straight line in the number of units (pages, documents, bytes, tokens): what a start costs
 and what a unit costs, for CPU seconds of driver and workers, for their peak memory and for bytes on disk. The lines
 then say what 4 and 16 times the corpus will take, those are run, and the two are compared. Figures go to
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -28,9 +29,10 @@ import numpy as np
 from benchmarks import scale_jobs, scale_plan
 from benchmarks.measuring import RESULTS, ROOT, save, where
 
-FEW = {"decide": 0.5}
-"""The smallest run; of the other jobs a tenth of the corpus. What decide keeps is hidden by what a start takes."""
-CHECK = (4.0, 16.0)
+FEW = 0.5
+"""The smallest run: large enough that all workers are started, that what is sorted at once reaches its limit, and that
+most words of a sample are known."""
+CALIBRATE, CHECK = (FEW, 1.0, 2.0), (4.0, 16.0)
 ROUNDS = 3
 TOLERANCE = 0.15
 QUANTITIES = {
@@ -64,26 +66,33 @@ def at(found: Line, units: float) -> float:
     return found[0] + found[1] * units
 
 
-def calibrating(job: str) -> tuple[float, ...]:
-    """How many times the corpus the runs have from which the lines come."""
-    return (FEW.get(job, 0.1), 1.0, 2.0)
+def effort(job: str, quantity: str, units: float) -> float:
+    """Units as they count: ordering n documents goes with n log n, and one counts as one does among a million."""
+    if job == "decide" and quantity.endswith("cpu_s"):
+        return units * math.log2(units) / math.log2(1e6)
+    return units
 
 
 def measured(job: str, folder: Path, rounds: int) -> dict[str, Any]:
     """Calibrate a job and compare what its lines say with larger runs."""
     runs: dict[float, list[dict[str, Any]]] = {}
-    for times in (*calibrating(job) * rounds, *CHECK):
+    for times in (*CALIBRATE * rounds, *CHECK):
         runs.setdefault(times, []).append(scale_jobs.run(job, folder, times))
         runs[times][-1]["cpu_s"] = sum(runs[times][-1][part] for part in PARTS)
     middle = {
         times: {name: median(run[name] for run in found) for name in (*QUANTITIES, *PARTS, "units", "wall_s")}
         for times, found in runs.items()
     }
-    units = [middle[times]["units"] for times in calibrating(job)]
-    lines = {name: line(units, [middle[t][name] for t in calibrating(job)]) for name in (*QUANTITIES, *PARTS)}
+    lines = {
+        name: line(
+            [effort(job, name, middle[times]["units"]) for times in CALIBRATE],
+            [middle[times][name] for times in CALIBRATE],
+        )
+        for name in (*QUANTITIES, *PARTS)
+    }
     checks = [
-        {"quantity": name, "times": times, "predicted": round(at(lines[name], middle[times]["units"]), 4)}
-        | {"measured": round(middle[times][name], 4)}
+        {"quantity": name, "times": times, "measured": round(middle[times][name], 4)}
+        | {"predicted": round(at(lines[name], effort(job, name, middle[times]["units"])), 4)}
         for times in CHECK
         for name in QUANTITIES
         if middle[times][name]
@@ -107,8 +116,7 @@ def measure(jobs: Sequence[str], rounds: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="groundup-scale-") as name:
         folder = Path(name)
-        sizes = sorted({times for job in jobs for times in (*calibrating(job), *CHECK)})
-        scale_jobs.prepare(folder, int(CHECK[-1]), jobs, sizes)
+        scale_jobs.prepare(folder, int(CHECK[-1]), jobs, (*CALIBRATE, *CHECK))
         for job in jobs:
             found = measured(job, folder, rounds) | {"rounds": rounds, "where": where()}
             save("scale_model", {job: found})

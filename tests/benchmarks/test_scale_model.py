@@ -129,7 +129,7 @@ def test_a_job_is_measured_with_all_its_processes(tmp_path: Path, monkeypatch: p
     """The smallest job there is, in a process of its own; its CPU seconds and peak memory are those of the process."""
     from benchmarks import scale_jobs
 
-    found = scale_jobs.run("decide", tmp_path, 0.02)
+    found = scale_jobs.run("decide", tmp_path, 0.025)
     assert found["units"] == 1_000
     assert 0 < found["driver_cpu_s"] < 60
     assert 20 < found["driver_peak_mb"] < 2_000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from llm_core.data import dedup, neardup
+from llm_core.data import dedup, neardup, spill
 from llm_core.data.minhash import BYTES, FUNCTIONS, LOOKS, Signatures, band_keys
 
 
@@ -107,6 +107,38 @@ def test_exact_duplicates_in_parts_are_those_at_once(tmp_path: Path, monkeypatch
         )
         assert 0 < len(rest) < len(left) < count
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("each", [1, 7, 1_000])
+def test_the_index_is_the_same_from_batches_of_any_size(tmp_path: Path, each: int, monkeypatch) -> None:
+    monkeypatch.setattr(spill, "_TOGETHER", 50)
+    found = signatures(300, 9)
+    records = [
+        spill.Record(
+            kind=number % 2,
+            url=f"https://a.example/{number * 7919 % 300}",
+            text=f"text {number}",
+            identity=f"{number:032x}",
+            reason="too_short" if number % 5 == 0 else None,
+            signature=found[number].tobytes() if number % 3 else None,
+        )
+        for number in range(300)
+    ]
+    batch = spill.write(tmp_path, 0, records)
+    (tmp_path / "found").mkdir()
+    findings = spill.Findings(tmp_path / "found")
+    for start in range(0, 300, each):
+        findings.add(batch.slice(start, each))
+    table, rows = findings.ordered()
+    order = sorted(range(300), key=lambda number: (records[number].kind, records[number].url))
+    assert table["url"].to_pylist() == [records[number].url for number in order]
+    assert table["reason"].to_pylist() == [records[number].reason for number in order]
+    assert table["id_low"].to_pylist() == order
+    signed = np.fromfile(findings.signatures, np.uint16).reshape(-1, FUNCTIONS)
+    for number, row in zip(order, rows.tolist(), strict=True):
+        assert (row < 0) == (records[number].signature is None)
+        assert row < 0 or (signed[row] == found[number]).all()
+    assert sum(chunk.nbytes for chunk in table["url"].chunks) < 300 * 60, "its own values"
 
 
 @pytest.fixture(scope="module")
