@@ -18,12 +18,16 @@ from llm_core.contract import BadInput, Config
 from llm_core.pipeline import PIPELINE
 from llm_core.release.options import GateOptions
 from llm_core.settings.cluster import ClusterSettings
+from llm_core.settings.placement import PlacementSettings
 from tasks import secrets
 
 SECTIONS: dict[str, type[Config]] = {row.verb: row.config for row in PIPELINE} | {"promote": GateOptions}
 
 CLUSTER = "cluster"
 """A section that may be left out and that no stage depends on: it says where work is done, not what."""
+PLACEMENT = "placement"
+"""The same: on which machines each stage runs (`places.py`)."""
+ELSEWHERE: dict[str, type[Config]] = {CLUSTER: ClusterSettings, PLACEMENT: PlacementSettings}
 CLUSTER_VARIABLE = "GROUNDUP_CLUSTER"
 """Environment variable with the address of a Dask scheduler; `groundup run --cluster` sets it for what it starts."""
 
@@ -59,9 +63,10 @@ def _loaded(text: str, source: str) -> Any:
 def check(params: Params, source: str) -> dict[str, Config]:
     """A checked Config for every section; absent sections take their defaults. Raises `BadInput`."""
     for section in params:
-        if section not in (*SECTIONS, CLUSTER):
+        if section not in SECTIONS | ELSEWHERE:
             raise BadInput(f"{source}: unknown section {section!r}; the sections are {', '.join(SECTIONS)}")
-    section_config(CLUSTER, params, source)
+    for section in ELSEWHERE:
+        section_config(section, params, source)
     return {section: section_config(section, params, source) for section in SECTIONS}
 
 
@@ -69,7 +74,7 @@ def section_config(section: str, params: Params, source: str) -> Config:
     """The checked Config of one section. Raises `BadInput`."""
     try:
         secrets.refuse(section, params.get(section), source)
-        kind = ClusterSettings if section == CLUSTER else SECTIONS[section]
+        kind = (SECTIONS | ELSEWHERE)[section]
         return kind.model_validate(params.get(section) or {})
     except RecursionError:
         raise BadInput(f"{source}: {section}: it is nested too deeply, or holds itself") from None

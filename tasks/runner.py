@@ -1,15 +1,12 @@
 """perform(stage): fresh? leave it. Else let DVC run or restore it in a child process, and show how it goes.
 
-The child is `dvc repro --single-item STAGE`, so both doors do the same by construction. It leads a process group of
-its own; whatever ends this process ends the group.
+The child is `dvc repro --single-item STAGE`, so both doors do the same by construction. It runs here, in a process
+group of its own, or where the settings place it (`places.py`); whatever ends this process ends it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,16 +15,14 @@ from typing import Any, Protocol
 
 from llm_core.contract import BadInput
 from llm_core.pipeline import stage
-from tasks import damage, processes
+from tasks import damage, places
 from tasks.freshness import Freshness
-from tasks.record import REFRESH
+from tasks.places import Child, Order, StageFailed, child_environment
 from tasks.workspace import Workspace
 
+__all__ = ["Display", "Outcome", "StageFailed", "child_environment", "perform"]
+
 POLL_S = 0.1
-
-
-class StageFailed(RuntimeError):
-    """A stage ended with an error; the message is the stage's own sentence and where its log is."""
 
 
 class Display(Protocol):
@@ -78,43 +73,20 @@ def _run_child(space: Workspace, verb: str, display: Display, *, force: bool, re
     for path in (events, log):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), verb]
-    with open(log, "ab") as output:
-        child = subprocess.Popen(
-            command,
-            cwd=space.root,
-            env=child_environment(events) | ({REFRESH: verb} if refresh else {}),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=processes.die_with_parent,
-        )
+    child = places.start(Order(space, verb, force, refresh))
     seen: list[dict[str, Any]] = []
     try:
         for event in _follow(events, child):
             seen.append(event)
             display.event(verb, event)
     finally:
-        if child.poll() is None:
-            processes.end_group(child)
-    if child.returncode != 0:
-        raise _failure(verb, seen, log)
+        child.end()
+    if child.poll() != 0:
+        raise _failure(verb, seen, log, child.words)
     return any(event["event"] == "started" for event in seen)
 
 
-def child_environment(events: Path) -> dict[str, str]:
-    """This process's environment with the virtual environment's programs first, and where to tell events."""
-    programs = str(Path(sys.executable).parent)
-    path = os.environ.get("PATH", os.defpath)
-    return os.environ | {
-        "GROUNDUP_EVENTS": str(events),
-        "PATH": path if path.startswith(programs) else f"{programs}{os.pathsep}{path}",
-        "DVC_NO_ANALYTICS": "1",
-    }
-
-
-def _follow(events: Path, child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+def _follow(events: Path, child: Child) -> Iterator[dict[str, Any]]:
     """Whole lines of the growing events file, until the child has ended and all are read."""
     with open(events) as handle:
         partial = ""
@@ -130,10 +102,10 @@ def _follow(events: Path, child: subprocess.Popen[bytes]) -> Iterator[dict[str, 
             time.sleep(POLL_S)
 
 
-def _failure(verb: str, seen: list[dict[str, Any]], log: Path) -> Exception:
+def _failure(verb: str, seen: list[dict[str, Any]], log: Path, words: str) -> Exception:
     told = [event for event in seen if event["event"] == "failed"]
     if told and told[-1]["code"] == 2:
         return BadInput(told[-1]["text"])
     errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("ERROR")]
-    text = told[-1]["text"] if told else errors[0] if errors else "ended without a word"
+    text = told[-1]["text"] if told else errors[0] if errors else words or "ended without a word"
     return StageFailed(f"{verb}: {text} (log: {log})")

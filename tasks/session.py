@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from llm_core import artifacts
 from llm_core.contract import BadInput
 from llm_core.pipeline import PIPELINE, stage
-from tasks import experiments, freshness, runner
+from tasks import experiments, freshness, places, runner
 from tasks.display import TerminalDisplay
 from tasks.runner import Outcome
 from tasks.stores import seed_stores
@@ -113,6 +113,7 @@ def open_session(
     space.configs()
     os.environ["GROUNDUP_BUILD"] = str(flow_run.id or "")  # joins the stages' MLflow runs
     wanted, forced = with_needs(verbs), frozenset(stage(verb).verb for verb in force)
+    places.check(space, wanted | forced)
     display = TerminalDisplay()
     with _locked(space, display):
         session = Session(space, wanted | forced, forced, freshness.Freshness(space), display, refresh)

@@ -17,7 +17,7 @@ from prefect.states import Completed, State
 
 from llm_core.contract import BadInput
 from llm_core.pipeline import stage
-from tasks import gpus
+from tasks import gpus, places
 from tasks.promote import Promotion
 from tasks.promote import promote as decide_promotion
 from tasks.session import Session
@@ -38,7 +38,8 @@ def _perform(session: Session, verb: str, **products: Path) -> State[Path]:
     row = stage(verb)
     if products != {need: session.space.product(need) for need in row.needs}:
         raise TypeError(f"{verb} needs {', '.join(row.needs)} of this workspace, was called with {products}")
-    count = gpus.needed(session.space.config(verb)) if session.stale(verb) else 0
+    here = session.stale(verb) and places.place_of(session.space, verb) is None
+    count = gpus.needed(session.space.config(verb)) if here else 0  # elsewhere the GPUs are those of that machine
     with gpus.slots(count, waits=session.say):
         outcome = session.perform(verb)
     return Completed(name=outcome.state.capitalize(), data=session.space.product(row.makes))
