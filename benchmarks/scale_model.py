@@ -6,8 +6,8 @@
 Each job (`scale_jobs`) runs on half of a small corpus, on it and on twice as much, three times each, taking turns.
 Through the medians goes a straight line in the number of units (pages, documents, bytes, tokens): what a start costs
 and what a unit costs, for CPU seconds of driver and workers, for their peak memory and for bytes on disk. The lines
-then say what 4 and 16 times the corpus will take, those are run, and the two are compared. Figures go to
-benchmarks/results/scale_model.json.
+then say what 4 and 16 times the corpus will take, those are run, and the two are compared. What is said of larger
+corpora (`scale_plan`) comes from lines through all five sizes. Figures go to benchmarks/results/scale_model.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,13 +83,7 @@ def measured(job: str, folder: Path, rounds: int) -> dict[str, Any]:
         times: {name: median(run[name] for run in found) for name in (*QUANTITIES, *PARTS, "units", "wall_s")}
         for times, found in runs.items()
     }
-    lines = {
-        name: line(
-            [effort(job, name, middle[times]["units"]) for times in CALIBRATE],
-            [middle[times][name] for times in CALIBRATE],
-        )
-        for name in (*QUANTITIES, *PARTS)
-    }
+    lines, refitted = (_lines(job, {times: middle[times] for times in sizes}) for sizes in (CALIBRATE, middle))
     checks = [
         {"quantity": name, "times": times, "measured": round(middle[times][name], 4)}
         | {"predicted": round(at(lines[name], effort(job, name, middle[times]["units"])), 4)}
@@ -102,12 +96,21 @@ def measured(job: str, folder: Path, rounds: int) -> dict[str, Any]:
     extras = {name: value for name, value in runs[16.0][0].items() if name not in middle[16.0]}
     return {
         "unit": scale_jobs.UNITS[job],
-        "lines": {name: {"start": found[0], "unit": found[1]} for name, found in lines.items()},
+        "calibrated": {name: {"start": found[0], "unit": found[1]} for name, found in lines.items()},
+        "lines": {name: {"start": found[0], "unit": found[1]} for name, found in refitted.items()},
         "medians": {f"{times:g}x": {k: round(v, 4) for k, v in found.items()} for times, found in middle.items()},
         "all_cpu_s": {f"{times:g}x": [round(run["cpu_s"], 3) for run in found] for times, found in runs.items()},
         "checks": checks,
         "within": all(abs(row["off"]) <= TOLERANCE for row in checks),
         "extras": extras,
+    }
+
+
+def _lines(job: str, middle: Mapping[float, dict[str, float]]) -> dict[str, Line]:
+    """The line of each quantity through these runs."""
+    return {
+        name: line([effort(job, name, run["units"]) for run in middle.values()], [run[name] for run in middle.values()])
+        for name in (*QUANTITIES, *PARTS)
     }
 
 
@@ -172,7 +175,7 @@ def main(arguments: list[str]) -> int:
         return 1
     if not options.check:
         page.write_text(wanted)
-        print(wanted)
+        print(f"{page} says what was measured")
     return 0
 
 

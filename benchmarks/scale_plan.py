@@ -164,16 +164,15 @@ def breaks(results: Results) -> list[tuple[str, str, str, str]]:
     def pages(count: float) -> str:
         return f"{count:.2g} pages, {amount(count / per_tb * 1e12)} of WARC"
 
-    keeps_up = slope(results, "clean", "worker_cpu_s") / slope(results, "clean", "driver_cpu_s")
-    a_day = DAY / slope(results, "clean", "driver_cpu_s")
-    memory = (MACHINE.memory / 1e6 - start(results, "decide", "driver_peak_mb")) / slope(
-        results, "decide", "driver_peak_mb"
-    )
-    read = DAY / slope(results, "acquire", "cpu_s")
-    text = DAY / slope(results, "tokenize", "driver_cpu_s")
+    keeps_up = until(slope(results, "clean", "worker_cpu_s"), slope(results, "clean", "driver_cpu_s"))
+    a_day = until(DAY, slope(results, "clean", "driver_cpu_s"))
+    room = MACHINE.memory / 1e6 - start(results, "decide", "driver_peak_mb")
+    memory = until(room, slope(results, "decide", "driver_peak_mb"))
+    read = until(DAY, slope(results, "acquire", "cpu_s"))
+    text = until(DAY, slope(results, "tokenize", "driver_cpu_s"))
     files = 1_000 * neardup.MEMORY / neardup._ENTRY_BYTES
     single = largest_on_one_gpu()
-    asked = WRITES * slope(results, "clean", "worker_cpu_s") / max(pieces_per_unit(results, "clean"), 1e-9)
+    asked = until(WRITES * slope(results, "clean", "worker_cpu_s"), pieces_per_unit(results, "clean"))
     return [
         ("acquire", "one process reads the WARC files of a source", f"{amount(read)} of WARC in a day",
          "a source for each piece of the listing, each in a build of its own on a machine of its own"),
@@ -196,6 +195,11 @@ def breaks(results: Results) -> list[tuple[str, str, str, str]]:
         ("pretrain", "weights, gradients and optimizer on one GPU of 80 GiB", f"{single / 1e9:.1f} billion parameters",
          "`parallel: fsdp` in a machine, `hsdp` across machines"),
     ]  # fmt: skip
+
+
+def until(room: float, cost: float) -> float:
+    """How many units there is room for."""
+    return room / cost if cost > 0 else math.inf
 
 
 def amount(size: float) -> str:

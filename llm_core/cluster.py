@@ -28,7 +28,9 @@ from llm_core.parallel import map_ordered
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 BATCH_SECONDS = 3.0
-"""Work in a batch, about: the scheduler costs a few milliseconds a batch."""
+"""Work in a batch, at most, about: the scheduler costs a few milliseconds a batch."""
+_SHORT_SECONDS, _SHARE = 0.3, 16
+"""Before long a batch has this share of the time that has gone by: at the end a worker waits for no more than that."""
 LATE_SECONDS = 60.0
 """A batch that is waited for so long, or eight times as long as batches take, is given to another worker as well."""
 CONNECT_SECONDS = 20.0
@@ -158,7 +160,7 @@ class DaskCrew(Crew):
         self, function: Callable[[Item], Result], items: Iterable[Item], units: Callable[[Result], float]
     ) -> Iterator[Result]:
         """As with processes. Raises `BadInput` if the scheduler is lost, or a worker runs other code than this one."""
-        source, size = iter(items), 1
+        source, size, began = iter(items), 1, time.monotonic()
         pending: deque[_Batch] = deque()
         job = partial(_work, function, code_digest())
         try:
@@ -175,7 +177,8 @@ class DaskCrew(Crew):
                 share.batches += 1
                 share.seconds += seconds
                 share.units += sum(map(units, results))
-                size = self._next_size(size, seconds / max(1, len(results)))
+                wanted = min(self._seconds, max(_SHORT_SECONDS, (time.monotonic() - began) / _SHARE))
+                size = self._next_size(size, seconds / max(1, len(results)), wanted)
                 yield from results
         finally:
             for batch in pending:
@@ -186,9 +189,9 @@ class DaskCrew(Crew):
         with self._told():
             return sum(self._client.nthreads().values())
 
-    def _next_size(self, size: int, each: float) -> int:
+    def _next_size(self, size: int, each: float, wanted: float) -> int:
         """Items for the next batch: towards the wanted seconds, at most four times as many as before."""
-        return max(1, min(MOST_ITEMS, 4 * size, round(self._seconds / max(each, 1e-6))))
+        return max(1, min(MOST_ITEMS, 4 * size, round(wanted / max(each, 1e-6))))
 
     def _submit(self, job: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> _Batch:
         self._number += 1
