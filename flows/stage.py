@@ -10,6 +10,8 @@ from tasks.placed import carry_out
 
 
 @flow(name="stage", validate_parameters=False)
-def stage(workspace: Path, verb: str, force: bool = False, refresh: bool = False, build: str = "") -> None:
+def stage(
+    workspace: Path, verb: str, force: bool = False, refresh: bool = False, build: str = "", pool: str = ""
+) -> None:
     """Bring one stage of a workspace up to date here; the build that started this run waits for it and shows it."""
-    carry_out(workspace, verb, force=force, refresh=refresh, build=build)
+    carry_out(workspace, verb, force=force, refresh=refresh, build=build, pool=pool)

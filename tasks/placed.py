@@ -10,17 +10,17 @@ from prefect.logging import get_run_logger
 
 from llm_core.contract import BadInput
 from llm_core.pipeline import stage
-from tasks import gpus, places, there
-from tasks.places import Order, StageFailed
+from tasks import children, gpus, there
+from tasks.children import Order, StageFailed
 from tasks.workspace import Workspace
 
 
-def carry_out(workspace: Path, verb: str, *, force: bool, refresh: bool, build: str) -> None:
+def carry_out(workspace: Path, verb: str, *, force: bool, refresh: bool, build: str, pool: str) -> None:
     """Run a stage here, once this machine's GPUs are free if it needs some. Raises what the stage said."""
     order = Order(Workspace.at(Path(workspace)), stage(verb).verb, force, refresh)
     os.environ["GROUNDUP_BUILD"] = build
-    worker, pool = (os.environ.get(f"PREFECT__{name}_NAME", "?") for name in ("WORKER", "WORK_POOL"))
-    with places.living(order), gpus.slots(gpus.needed(order.space.config(verb)), waits=get_run_logger().info):
+    worker = os.environ.get("PREFECT__WORKER_NAME", "?")
+    with children.living(order), gpus.slots(gpus.needed(order.space.config(verb)), waits=get_run_logger().info):
         code = there.carry_out(order, f"worker {worker} of the pool {pool}")
     if code:
         raise _failure(order, code)

@@ -20,8 +20,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from llm_core.settings.placement import PlaceSettings
-from tasks import places
-from tasks.places import Order
+from tasks import children
+from tasks.children import Order
 
 ASK_S = 1.0
 SAVE_S = 20.0
@@ -37,12 +37,12 @@ def check(verb: str, place: PlaceSettings) -> WorkPool:
         except ObjectNotFound:
             names = ", ".join(sorted(each.name for each in client.read_work_pools())) or "none"
             how = f"prefect work-pool create {place.pool} --type process"
-            raise places.refuse(
+            raise children.refuse(
                 verb, "pool", f"Prefect has no work pool {place.pool!r} (there are: {names}); make it with {how}"
             ) from None
     known = pool.base_job_template.get("variables", {}).get("properties", {})
     if unknown := sorted(place.job.keys() - known.keys()):
-        raise places.refuse(
+        raise children.refuse(
             verb, "job", f"the pool {place.pool} has no job variable {unknown[0]!r}, only {', '.join(sorted(known))}"
         )
     return pool
@@ -70,7 +70,7 @@ class PoolRun:
     def __init__(self, order: Order, place: PlaceSettings, wait_s: float) -> None:
         self.order, self.wait_s, self.words = order, wait_s, ""
         self.pool = check(order.verb, place)
-        self.build, self.there = places.Sign(order, "build"), places.Sign(order, "stage")
+        self.build, self.there = children.Sign(order, "build"), children.Sign(order, "stage")
         self.build.give()
         self.there.path.unlink(missing_ok=True)
         with get_client(sync_client=True) as client:
@@ -81,12 +81,13 @@ class PoolRun:
             "force": order.force,
             "refresh": order.refresh,
             "build": os.environ.get("GROUNDUP_BUILD", ""),
+            "pool": self.pool.name,
         }
         name = f"{order.verb} of {order.space.name}"
         self.run: UUID = run_deployment(
             made, parameters=asked, timeout=0, flow_run_name=name, job_variables=place.job or None
         ).id
-        places.note(order, f"waits for a worker of the pool {self.pool.name}")
+        children.note(order, f"waits for a worker of the pool {self.pool.name}")
         self._next, self._ended = 0.0, False
         self._code: int | None = None
         self._worker_seen = self._heard = time.monotonic()
@@ -104,7 +105,7 @@ class PoolRun:
             self._see()
             self._heard = time.monotonic()
         except httpx.TransportError:  # a server that is started again, or a network that is gone for a while
-            if time.monotonic() - self._heard > places.LOST_S:
+            if time.monotonic() - self._heard > children.LOST_S:
                 raise
 
     def _see(self) -> None:
@@ -115,8 +116,8 @@ class PoolRun:
             elif state.is_final():
                 self._ended, self._code = True, 0 if state.is_completed() else 1
                 self.words = f"its run in the pool {self.pool.name} is {state.name}: {state.message or 'no word'}"
-            elif self.there.silent_for() > places.LOST_S:
-                self.words = f"its run in the pool {self.pool.name} gave no sign of life for {places.LOST_S:.0f} s"
+            elif self.there.silent_for() > children.LOST_S:
+                self.words = f"its run in the pool {self.pool.name} gave no sign of life for {children.LOST_S:.0f} s"
                 self.build.stop()  # in case it lives, and only cannot be seen from here
                 client.set_flow_run_state(self.run, Crashed(message=self.words), force=True)
                 self._ended, self._code = True, 1
@@ -132,9 +133,9 @@ class PoolRun:
         elif time.monotonic() - self._worker_seen > self.wait_s:
             if paused:
                 how = f"prefect work-pool resume {self.pool.name}"
-                raise places.refuse(self.order.verb, "pool", f"the pool {self.pool.name!r} is paused; {how}")
+                raise children.refuse(self.order.verb, "pool", f"the pool {self.pool.name!r} is paused; {how}")
             why = f"no worker of the pool {self.pool.name!r} is online, and none came within {self.wait_s:g} s"
-            raise places.refuse(
+            raise children.refuse(
                 self.order.verb, "pool", f"{why}; start one there with prefect worker start --pool {self.pool.name}"
             )
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from llm_core.contract import BadInput
 from llm_core.pipeline import stage
 from tasks import damage, places
+from tasks.children import Child, Order, StageFailed, child_environment
 from tasks.freshness import Freshness
-from tasks.places import Child, Order, StageFailed, child_environment
 from tasks.workspace import Workspace
 
 __all__ = ["Display", "Outcome", "StageFailed", "child_environment", "perform"]

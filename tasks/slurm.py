@@ -9,8 +9,8 @@ import sys
 import time
 
 from llm_core.settings.placement import PlaceSettings
-from tasks import places, processes
-from tasks.places import Order
+from tasks import children, processes
+from tasks.children import Order
 from tasks.workspace import Workspace
 
 SAVE_S = 15.0
@@ -20,9 +20,9 @@ SAVE_S = 15.0
 def check(space: Workspace, verb: str, place: PlaceSettings) -> None:
     """Raise `BadInput` if jobs cannot be submitted from here, or the script is not there."""
     if shutil.which("sbatch") is None:
-        raise places.refuse(verb, "slurm", "this machine has no sbatch; start the build where Slurm takes jobs")
+        raise children.refuse(verb, "slurm", "this machine has no sbatch; start the build where Slurm takes jobs")
     if not (space.project / place.script).is_file():
-        raise places.refuse(verb, "script", f"{space.project / place.script} is not there")
+        raise children.refuse(verb, "script", f"{space.project / place.script} is not there")
 
 
 class Job:
@@ -31,7 +31,7 @@ class Job:
     def __init__(self, order: Order, place: PlaceSettings) -> None:
         check(order.space, order.verb, place)
         self.order, self.words, self.number = order, "", ""
-        self.build = places.Sign(order, "build")
+        self.build = children.Sign(order, "build")
         self.build.give()
         flags = [flag for flag, is_set in (("--force", order.force), ("--refresh", order.refresh)) if is_set]
         log = order.space.log(order.verb)
@@ -55,7 +55,7 @@ class Job:
         assert self.process.stdout is not None
         self.number = self.process.stdout.readline().strip().partition(";")[0]
         if self.number:
-            places.note(order, f"is job {self.number} of Slurm")
+            children.note(order, f"is job {self.number} of Slurm")
 
     def poll(self) -> int | None:
         """The job's exit code once it has ended."""

@@ -16,8 +16,8 @@ from types import FrameType
 
 from llm_core.contract import BadInput
 from llm_core.pipeline import stage
-from tasks import places
-from tasks.places import Order
+from tasks import children
+from tasks.children import Order
 from tasks.workspace import Workspace
 
 POLL_S = 0.2
@@ -27,13 +27,13 @@ STOPPED = 143
 def carry_out(order: Order, where: str) -> int:
     """Run the stage on this machine; DVC's exit code, or 143 if it was stopped. `where` names this place for people."""
     told = f"runs on {socket.gethostname()}, {where}"
-    places.note(order, told)
+    children.note(order, told)
     with open(order.space.log(order.verb), "a") as log:
         log.write(f"{order.verb} {told}\n")
-    build, child = places.Sign(order, "build"), places.Here(order)
+    build, child = children.Sign(order, "build"), children.Here(order)
     try:
         while (code := child.poll()) is None:
-            if build.read() == places.STOP or build.silent_for() > places.LOST_S:
+            if build.read() == children.STOP or build.silent_for() > children.LOST_S:
                 return STOPPED
             time.sleep(POLL_S)
         return code
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     try:
         verb = stage(arguments[0]).verb
         order = Order(Workspace.at(Path.cwd()), verb, "--force" in arguments, "--refresh" in arguments)
-        with places.living(order):
+        with children.living(order):
             return carry_out(order, f"job {os.environ.get('SLURM_JOB_ID', '?')} of Slurm")
     except BadInput as error:
         print(f"groundup: {error}", file=sys.stderr)

@@ -30,7 +30,7 @@ from llm_core import artifacts
 from llm_core.contract import BadInput
 from llm_core.pipeline import VERBS
 from llm_core.settings.placement import PlacementSettings, PlaceSettings
-from tasks import experiments, params, places, pools, there
+from tasks import children, experiments, params, pools, there
 from tasks.freshness import Freshness
 from tasks.workspace import Workspace
 
@@ -354,9 +354,9 @@ def test_a_wrong_placement_is_refused(placement: dict[str, Any], sentence: str, 
 
 def test_a_side_that_gives_no_sign_is_noticed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build that is gone ends its stage elsewhere; what it sees are changes, so clocks may differ."""
-    order = places.Order(space_with(root, tmp_path, None), "clean")
-    build, seen = places.Sign(order, "build"), places.Sign(order, "build")
-    monkeypatch.setattr(places, "COUNT_S", 0.0)
+    order = children.Order(space_with(root, tmp_path, None), "clean")
+    build, seen = children.Sign(order, "build"), children.Sign(order, "build")
+    monkeypatch.setattr(children, "COUNT_S", 0.0)
     build.give()
     assert seen.silent_for() < 1.0
     first = seen.read()
@@ -368,7 +368,7 @@ def test_a_side_that_gives_no_sign_is_noticed(root: Path, tmp_path: Path, monkey
     monkeypatch.setattr(time, "monotonic", lambda: now + 700.0)
     assert seen.silent_for() == pytest.approx(200.0)
     build.stop()
-    assert seen.read() == places.STOP
+    assert seen.read() == children.STOP
 
 
 class Endless:
@@ -376,7 +376,7 @@ class Endless:
 
     ended = False
 
-    def __init__(self, order: places.Order) -> None:
+    def __init__(self, order: children.Order) -> None:
         Endless.ended = False
 
     def poll(self) -> int | None:
@@ -390,12 +390,12 @@ class Endless:
 def test_a_stage_whose_build_is_gone_or_has_had_enough_ends(
     how: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = places.Order(space_with(root, tmp_path, None), "clean")
+    order = children.Order(space_with(root, tmp_path, None), "clean")
     for path in (order.space.log("clean"), order.space.events("clean")):
         path.parent.mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(places, "Here", Endless)
-    monkeypatch.setattr(places, "LOST_S", 0.5 if how == "gone" else 1000.0)
-    build = places.Sign(order, "build")
+    monkeypatch.setattr(children, "Here", Endless)
+    monkeypatch.setattr(children, "LOST_S", 0.5 if how == "gone" else 1000.0)
+    build = children.Sign(order, "build")
     build.give() if how == "gone" else build.stop()
     assert there.carry_out(order, "worker w of the pool p") == there.STOPPED
     assert Endless.ended
@@ -436,8 +436,8 @@ def placed_run(client: Client, root: Path, folder: Path, patch: pytest.MonkeyPat
     patch.setattr(pools, "get_client", lambda **_: nullcontext(client))
     patch.setattr(pools, "run_deployment", lambda *_, **__: SimpleNamespace(id="run"))
     patch.setattr(pools, "ASK_S", 0.0)
-    patch.setattr(places, "LOST_S", 0.2)
-    order = places.Order(space_with(root, folder, None), "clean")
+    patch.setattr(children, "LOST_S", 0.2)
+    order = children.Order(space_with(root, folder, None), "clean")
     order.space.events("clean").parent.mkdir(parents=True, exist_ok=True)
     return pools.PoolRun(order, PlaceSettings(pool="far"), 0.2)
 
@@ -448,7 +448,7 @@ def test_a_build_whose_stage_is_gone_says_so(root: Path, tmp_path: Path, monkeyp
     assert until(run.poll) == 1
     assert run.words == "its run in the pool far gave no sign of life for 0 s"
     assert client.state.type.value == "CRASHED"
-    assert places.Sign(run.order, "build").read() == places.STOP, "if it lives after all, it ends"
+    assert children.Sign(run.order, "build").read() == children.STOP, "if it lives after all, it ends"
 
 
 def test_a_paused_pool_is_one_sentence(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
