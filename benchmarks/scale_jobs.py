@@ -144,7 +144,7 @@ def acquire(folder: Path, times: float) -> dict[str, float]:
     from llm_core.settings.acquire import AcquireConfig, CommonCrawlSource
 
     out = folder / "job"
-    files = _listing(folder, times, LISTED if times >= 1 else 1)
+    files = _listing(folder, times, round(LISTED * min(times, 1)))
     source = CommonCrawlSource(kind="common_crawl", name="web", crawl="bench", prefix=str(folder / "crawl"),
                                listing="listing.gz")  # fmt: skip
     config = AcquireConfig(sources=(source,), store=out / "store")
@@ -209,7 +209,7 @@ def decide(folder: Path, times: float) -> dict[str, float]:
     """What clean's driver does with the index of so many documents: order it, and decide which copies stay.
 
     Made up: one in five is a near copy, one in a hundred has the address of another source's, one in fifty the text.
-    The making is not counted. What is sorted at once is limited to SORTED documents.
+    The making is not counted. What is looked at or sorted at once is limited, so that parts are made at every size.
     """
     from llm_core.data import dedup, neardup, spill
 
@@ -224,7 +224,7 @@ def decide(folder: Path, times: float) -> dict[str, float]:
 
     neardup._divide = looked
     dedup.MOST_AT_ONCE = neardup._CHUNK = SORTED
-    dedup.labels = partial(neardup.labels, memory=SORTED * neardup._ENTRY_BYTES)
+    dedup.labels = partial(neardup.labels, memory=DOCUMENTS * neardup._ENTRY_BYTES)
     for batch in _index(count, rng):
         began = time.process_time()
         found.add(batch)
@@ -302,7 +302,8 @@ def pretrain(folder: Path, times: float) -> dict[str, float]:
     out, steps = folder / "job", max(1, round(times * STEPS))
     shape = ModelSettings(layers=3, width=96, heads=3, context=128)
     config = PretrainConfig(model=shape, steps=steps, batch_sequences=16, passes=1, threads=1, device="cpu",
-                            evaluate_every=10_000_000, sample_tokens=1, sample_prompts=("The",))  # fmt: skip
+                            evaluate_every=10_000_000, save_every_seconds=1e6, sample_tokens=1,
+                            sample_prompts=("The",))  # fmt: skip
     (out / "scratch").mkdir()
     began = time.process_time()
     pretrain.run(config, shards=folder / "shards", out=out / "base", scratch=out / "scratch", emit=lambda _: None)

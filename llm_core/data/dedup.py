@@ -196,6 +196,9 @@ class Duplicates:
 def _divided(places: Places, key: NDArray[np.uint64]) -> Iterator[Places]:
     """The places in parts of a size that can be sorted at once, equal keys in one part."""
     parts = -(-len(places) // MOST_AT_ONCE)
-    part = mixed(key) % np.uint64(parts) if parts > 1 else np.zeros(len(places), np.uint64)
-    for number in range(parts):
-        yield places[part == number]
+    if parts == 1:
+        yield places
+    elif parts:
+        part = (mixed(key) % np.uint64(parts)).astype(np.uint32)
+        order = np.argsort(part, kind="stable")
+        yield from np.split(places[order], np.cumsum(np.bincount(part, minlength=parts))[:-1])

@@ -28,6 +28,9 @@ MEMORY = 128_000_000
 _ENTRY_BYTES = 80
 """Of memory for each key while it is sorted: key, place, order, and what numpy copies."""
 _CHUNK = 1 << 16
+"""Rows that are read at a time, at least."""
+_WRITTEN = 256
+"""Keys that are written to a file at a time, about, at least: files are opened for each write."""
 _COMPARED = 1 << 12
 """Pairs that are compared at a time."""
 Places = NDArray[np.int64]
@@ -68,9 +71,10 @@ def _rows_of(rank: Places, count: int) -> Places:
 
 def _divide(file: Path, rank: Places, bands: range, parts: int, folder: Path) -> None:
     """Write (key, place) of every row to the file of its band and part; equal keys of a band meet in one file."""
+    step = max(_CHUNK, _WRITTEN * parts)
     with open(file, "rb") as opened:
-        for at in range(0, len(rank), _CHUNK):
-            places = rank[at : at + _CHUNK]
+        for at in range(0, len(rank), step):
+            places = rank[at : at + step]
             found = np.fromfile(opened, np.uint16, len(places) * FUNCTIONS).reshape(-1, FUNCTIONS)
             kept = places >= 0
             found, places = found[kept], places[kept].astype(np.uint64)
