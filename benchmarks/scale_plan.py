@@ -182,8 +182,7 @@ def breaks(results: Results) -> list[tuple[str, str, str, str]]:
          f"{keeps_up:,.0f} cores keep one driver busy; {pages(a_day)} in a day",
          "a build for each crawl or part of one"),
         ("clean", f"the index in the driver's memory ({MACHINE.memory / 1e9:.0f} GB)", pages(memory),
-         "a build for each crawl: copies are then looked for within a crawl, as FineWeb found to be best; across "
-         "builds by the ids that they share"),
+         "a build for each crawl: copies are then looked for within a crawl, as FineWeb found to be best"),
         ("clean", "files that near duplicates are sorted in (14 times 1,000)", f"{files:.2g} signed documents",
          "a larger `neardup.MEMORY`"),
         ("clean", f"signatures and keys on the driver's disk ({MACHINE.disk / 1e12:.0f} TB)",
