@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_core.artifacts import MANIFEST
 from llm_core.contract import BadInput
 from llm_core.settings.acquire import AcquireConfig
 from llm_core.settings.web import WebSource
+from llm_core.storage import products
 from tasks.workspace import Workspace
 
 
@@ -67,8 +69,10 @@ def _crawled(space: Workspace, url: str) -> tuple[bytes, str | None] | None:
     from llm_core.data.prepare import recorded
     from llm_core.data.web.urls import canonical
 
-    tables = sorted(space.product("raw").glob("*/pages.parquet"))
-    for table in tables:
+    raw = space.product("raw")
+    if products.store_of(raw) is not None:
+        raw = products.local(raw, [name for name in products.blobs(raw) if "/pages" in name or "/warc/" in name])
+    for table in sorted(raw.glob("*/pages.parquet")):
         found = ds.dataset(table).to_table(filter=ds.field("url") == (canonical(url) or url)).to_pylist()
         if found:
             data = recorded(found[0], table.parent / "warc", MAX_BYTES)
@@ -99,7 +103,7 @@ def dropped(space: Workspace, reason: str | None, limit: int | None) -> Iterator
     from llm_core.data.corpus import dropped_rows
 
     corpus = space.product("corpus")
-    if not (corpus / "dropped.parquet").is_file():
+    if not (corpus / MANIFEST).is_file():
         raise BadInput("status: there is no corpus yet; `groundup run clean` makes one")
     yield from islice(dropped_rows(corpus, reason), limit)
 

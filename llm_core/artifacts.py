@@ -15,11 +15,25 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llm_core.contract import BadInput
 
 MANIFEST = "manifest.json"
+Entry = Mapping[str, Any]
+"""What a manifest says of a file: `bytes` and `sha256`."""
+
+
+class Keeper(Protocol):
+    """Where the files of a product lie if not beside its manifest."""
+
+    def take(self, folder: Path) -> Mapping[str, Entry]:
+        """Move the files out of the folder; the entries of all files of the product by name."""
+        ...
+
+    def publish(self, manifest: bytes) -> None:
+        """Called once everything else is done: from now on the product is whole."""
+        ...
 
 
 class BrokenProduct(BadInput):
@@ -27,11 +41,14 @@ class BrokenProduct(BadInput):
 
 
 @contextmanager
-def new_product(out: Path, kind: str, facts: Mapping[str, Any] | None = None) -> Iterator[Path]:
+def new_product(
+    out: Path, kind: str, facts: Mapping[str, Any] | None = None, keeper: Keeper | None = None
+) -> Iterator[Path]:
     """Yield an empty directory to fill; when the block ends without an error it becomes `out`, with a manifest.
 
     `facts` (counts, algorithm names) may be filled until the block ends; they stand in the manifest under "facts".
-    An existing `out` is replaced.
+    An existing `out` is replaced. A `keeper` takes the files elsewhere; `out` then holds the manifest, the same bytes,
+    and what the keeper leaves beside it.
     """
     staging = out.with_name(f".{out.name}.part")
     _remove(staging)
@@ -41,11 +58,12 @@ def new_product(out: Path, kind: str, facts: Mapping[str, Any] | None = None) ->
     except BaseException:
         _remove(staging)
         raise
-    _seal(staging, kind, facts or {})
+    _seal(staging, kind, facts or {}, keeper)
     _replace(staging, out)
 
 
-def _seal(folder: Path, kind: str, facts: Mapping[str, Any]) -> None:
+def _seal(folder: Path, kind: str, facts: Mapping[str, Any], keeper: Keeper | None) -> None:
+    kept = keeper.take(folder) if keeper else None
     folders, paths = [], []
     for place, _, names in os.walk(folder, onerror=_refuse):
         folders.append(Path(place))
@@ -55,7 +73,10 @@ def _seal(folder: Path, kind: str, facts: Mapping[str, Any]) -> None:
         path.chmod(0o644)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         _sync(path)
-    write_atomic(folder / MANIFEST, dump_json({"kind": kind, "facts": facts, "files": files}))
+    manifest = dump_json({"kind": kind, "facts": facts, "files": files if kept is None else kept})
+    write_atomic(folder / MANIFEST, manifest)
+    if keeper:
+        keeper.publish(manifest)
     for directory in reversed(folders):
         _sync(directory)
 

@@ -174,9 +174,10 @@ class DaskCrew(Crew):
                 results, seconds, worker = self._result(job, pending[0])
                 pending.popleft()
                 share = self.shares.setdefault(worker, Share())
-                share.batches += 1
-                share.seconds += seconds
-                share.units += sum(map(units, results))
+                if units_done := sum(map(units, results)):  # work that is not counted does not tell how fast one is
+                    share.batches += 1
+                    share.units += units_done
+                    share.seconds += seconds
                 wanted = min(self._seconds, max(_SHORT_SECONDS, (time.monotonic() - began) / _SHARE))
                 size = self._next_size(size, seconds / max(1, len(results)), wanted)
                 yield from results
@@ -280,6 +281,6 @@ def code_digest() -> str:
     root = Path(__file__).parent
     for name in ("contract.py", "cluster.py", "parallel.py"):
         found.update((root / name).read_bytes())
-    for path in sorted((root / "data").rglob("*.py")):
+    for path in sorted([*(root / "data").rglob("*.py"), *(root / "storage").rglob("*.py")]):
         found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return found.hexdigest()

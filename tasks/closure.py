@@ -11,7 +11,13 @@ from llm_core.pipeline import Stage
 
 # A change in these cannot change a product: types only, and maps whose results come back in order.
 NEUTRAL = frozenset(
-    {"llm_core/contract.py", "llm_core/parallel.py", "llm_core/cluster.py", "llm_core/settings/cluster.py"}
+    {
+        "llm_core/contract.py",
+        "llm_core/parallel.py",
+        "llm_core/cluster.py",
+        "llm_core/settings/cluster.py",
+        "llm_core/settings/storage.py",
+    }
 )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from llm_core import artifacts
 from llm_core.artifacts import BrokenProduct
 from llm_core.pipeline import PIPELINE, Stage
+from llm_core.storage import products
 from tasks.history import cache_of
 from tasks.workspace import Workspace
 
@@ -26,7 +27,7 @@ def check(space: Workspace, product: str) -> None:
     mend = f"`groundup run {maker.verb} --force {maker.verb}` makes it anew"
     folder = space.product(product)
     try:
-        artifacts.verify(folder)
+        products.verify(folder)
     except BrokenProduct as error:
         raise BrokenProduct(f"{error}; {mend}") from error
     report = space.read_report(maker.verb)

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from llm_core import artifacts
 from llm_core.contract import BadInput
-from llm_core.data import forget_list
+from llm_core.data import forget_list, tables
 from llm_core.data.forget_list import Forgotten
 from llm_core.data.forget_search import Search, marks
 from llm_core.pipeline import PIPELINE
+from llm_core.storage import products
 from tasks import tracking
 from tasks.history import History, cache_of, cached
 from tasks.lineage import ALIASES, SPOKEN, TAUGHT, models_of
@@ -76,7 +77,7 @@ def places(space: Workspace, kinds: Iterable[str]) -> Iterator[Place]:
         manifest = files[artifacts.MANIFEST]
         kind = json.loads(manifest.read_text())["kind"]
         if kind in kinds:
-            yield Place(kind, artifacts.sha256(manifest), files, listing=listing)
+            yield Place(kind, artifacts.sha256(manifest), products.laid_open(files), listing=listing)
 
 
 def standing(space: Workspace, kinds: Iterable[str]) -> Iterator[Place]:
@@ -85,7 +86,7 @@ def standing(space: Workspace, kinds: Iterable[str]) -> Iterator[Place]:
         folder = space.product(kind)
         if (folder / artifacts.MANIFEST).is_file():
             files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-            yield Place(kind, artifacts.digest(folder), files, folder=folder)
+            yield Place(kind, artifacts.digest(folder), products.laid_open(files), folder=folder)
 
 
 def forget(space: Workspace, target: str) -> dict[str, Any]:
@@ -140,9 +141,8 @@ def _find(place: Place, meant: Forgotten, found: Found) -> None:
 
 
 def _rows(place: Place, name: str) -> Iterator[dict[str, Any]]:
-    path = place.files.get(f"{name}.parquet")
-    if path is not None:
-        with pq.ParquetFile(path) as file:
+    for part in tables.in_order(name, place.files):
+        with pq.ParquetFile(place.files[part]) as file:
             for batch in file.iter_batches(1_000):
                 yield from batch.to_pylist()
 

@@ -18,6 +18,7 @@ import yaml
 
 from llm_core import artifacts
 from llm_core.pipeline import PIPELINE, product_path
+from llm_core.storage import products
 from tasks import tracking
 from tasks.workspace import Workspace
 
@@ -137,12 +138,12 @@ class History:
         """
         here = self.space.product(made.product)
         if (here / artifacts.MANIFEST).is_file() and artifacts.digest(here) == made.digest:
-            return {path.relative_to(here).as_posix(): path for path in here.rglob("*") if path.is_file()}
+            return products.laid_open({p.relative_to(here).as_posix(): p for p in here.rglob("*") if p.is_file()})
         for one in chain:
             for address in self._addresses(one.run, made.product):
                 files = cached(self.cache, address)
                 if files and artifacts.sha256(files[artifacts.MANIFEST]) == made.digest:
-                    return files
+                    return products.laid_open(files)
         return None
 
     @cached_property

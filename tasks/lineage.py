@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from llm_core import artifacts
 from llm_core.contract import BadInput
+from llm_core.data import tables
 from llm_core.data.forget_list import Forgotten
 from llm_core.pipeline import MODELS
 from tasks import tracking
@@ -111,8 +112,8 @@ def _told(made: Made) -> Row:
 def _table(files: Mapping[str, Path], name: str) -> list[Row]:
     import pyarrow.parquet as parquet
 
-    rows: list[Row] = parquet.read_table(files[name]).to_pylist() if name in files else []
-    return rows
+    names = tables.in_order(name.removesuffix(".parquet"), files)
+    return [row for part in names for row in parquet.read_table(files[part]).to_pylist()]
 
 
 def _documents(history: History, chain: list[Made], names: tuple[str, ...] = ("documents",)) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from llm_core.pipeline import PIPELINE
 from llm_core.release.options import GateOptions
 from llm_core.settings.cluster import ClusterSettings
 from llm_core.settings.placement import PlacementSettings
+from llm_core.settings.storage import StorageSettings
 from tasks import secrets
 
 SECTIONS: dict[str, type[Config]] = {row.verb: row.config for row in PIPELINE} | {"promote": GateOptions}
@@ -27,9 +28,17 @@ CLUSTER = "cluster"
 """A section that may be left out and that no stage depends on: it says where work is done, not what."""
 PLACEMENT = "placement"
 """The same: on which machines each stage runs (`places.py`)."""
-ELSEWHERE: dict[str, type[Config]] = {CLUSTER: ClusterSettings, PLACEMENT: PlacementSettings}
+STORAGE = "storage"
+"""The same: where the large files of the data stages lie."""
+ELSEWHERE: dict[str, type[Config]] = {
+    CLUSTER: ClusterSettings,
+    PLACEMENT: PlacementSettings,
+    STORAGE: StorageSettings,
+}
 CLUSTER_VARIABLE = "GROUNDUP_CLUSTER"
 """Environment variable with the address of a Dask scheduler; `groundup run --cluster` sets it for what it starts."""
+STORAGE_VARIABLE = "GROUNDUP_STORAGE"
+"""Environment variable with the URL of a store, such as s3://bucket/groundup."""
 
 Params = dict[str, Any]
 
@@ -83,18 +92,22 @@ def section_config(section: str, params: Params, source: str) -> Config:
 
 
 def placed(config: Config, params: Params, source: str) -> Config:
-    """The config with where its work is done: by GROUNDUP_CLUSTER, its own setting, or the section `cluster`.
+    """The config with where its work is done and its files lie: by the environment, its own setting, or the section.
 
     Raises `BadInput`.
     """
-    if "cluster" not in type(config).model_fields:
-        return config
-    if address := os.environ.get(CLUSTER_VARIABLE):
-        named = {CLUSTER: {"kind": "dask", "address": address}}
-        return config.model_copy(update={"cluster": section_config(CLUSTER, named, CLUSTER_VARIABLE)})
-    if "cluster" in config.model_fields_set:
-        return config
-    return config.model_copy(update={"cluster": section_config(CLUSTER, params, source)})
+    for section, variable in ((CLUSTER, CLUSTER_VARIABLE), (STORAGE, STORAGE_VARIABLE)):
+        if section not in type(config).model_fields:
+            continue
+        if value := os.environ.get(variable):
+            named = {"kind": "dask", "address": value} if section == CLUSTER else {"url": value}
+            said = section_config(section, {section: named}, variable)
+        elif section in config.model_fields_set:
+            continue
+        else:
+            said = section_config(section, params, source)
+        config = config.model_copy(update={section: said})
+    return config
 
 
 def _sentence(section: str, error: ValidationError) -> str:

@@ -22,6 +22,7 @@ from llm_core.data.forget_list import Forgotten
 from llm_core.data.forget_raw import pages_held, rows_held, segment_holds
 from llm_core.data.forget_search import Search
 from llm_core.data.forget_store import purge_stores
+from llm_core.storage import products
 from tasks.forget import LIST, Place, laid_out, places, workspaces
 from tasks.lineage import keep
 from tasks.session import hold
@@ -87,7 +88,8 @@ def holding(place: Place, listed: Forgotten) -> list[str]:
         case "shards":
             with laid_out(place) as folder:
                 _, hits = Search(listed).shards(folder)
-            return sorted({f"{hit.file}.bin" for hit in hits})
+            streams = tuple({f"{hit.file}{end}" for hit in hits for end in (".", "-")})
+            return sorted(name for name in place.files if name.startswith(streams) and name.endswith(".bin"))
     search = Search(listed)
     return [name for name, path in sorted(place.files.items()) if name.endswith(".parquet") and search.table(path)]
 
@@ -117,6 +119,7 @@ def _row_told(path: Path, listed: Forgotten) -> bool:
 
 def _remove(place: Place, names: list[str]) -> int:
     """Remove a workspace's product whole; of a cached one its listing and the files that hold the text."""
+    products.discard(place.files)
     if place.folder:
         shutil.rmtree(place.folder)
         return 0

@@ -25,6 +25,7 @@ from llm_core import artifacts
 from llm_core.contract import BadInput
 from llm_core.data.web.store import link_or_copy
 from llm_core.pipeline import product_path
+from llm_core.storage import products
 from tasks import closure, record, settings_again, tracking
 from tasks.history import MAKERS, History, Made
 from tasks.lineage import known_product
@@ -188,10 +189,11 @@ def _place(files: Mapping[str, Path], target: Path) -> None:
     staging = target.with_name(f".{target.name}.laid")
     for folder in (staging, target):
         shutil.rmtree(folder, ignore_errors=True)
-    for name, path in files.items():
+    stored = {name: files[name] for name in (artifacts.MANIFEST, products.POINTER) if products.POINTER in files}
+    for name, path in (stored or files).items():
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(path.resolve(), staging / name)
-    artifacts.verify(staging)
+    products.verify(staging)
     staging.rename(target)
 
 

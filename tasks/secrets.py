@@ -19,6 +19,8 @@ from llm_core.contract import BadInput
 
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _IN_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s@]+@")
+_IN_QUERY = re.compile(r"(?<![a-z0-9+.-])(?!https?:)[a-z][a-z0-9+.-]*://[^\s?#]*\?[^\s#]*=", re.IGNORECASE)
+"""Of a store's URL: the web's may ask for something, a store's can only carry a key or a signature."""
 _NAMES = re.compile(r"passw|secret|token$|api_?key|credential|private_?key", re.IGNORECASE)
 _KNOWN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,})")
 
@@ -26,7 +28,7 @@ _KNOWN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0
 def refuse(section: str, settings: Any, source: str) -> None:
     """Raise `BadInput` naming the setting, never its value, if one of a section's settings carries a secret."""
     for field, text in _texts(section, settings):
-        if _IN_ADDRESS.search(text) or _KNOWN.search(text):
+        if _IN_ADDRESS.search(text) or _IN_QUERY.search(text) or _KNOWN.search(text):
             raise BadInput(
                 f"{source}: {field}: it carries a password or token; settings are kept in reports and MLflow, so"
                 " secrets must stand in the environment"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llm_core.data.web.seed import SEEDED, seed
 from llm_core.settings.acquire import AcquireConfig, EmbeddedSource
 from llm_core.settings.web import WebSource
+from llm_core.storage import products
 from tasks.workspace import Workspace
 
 
@@ -13,9 +16,17 @@ def seed_stores(space: Workspace) -> None:
     config = space.config("acquire")
     assert isinstance(config, AcquireConfig)
     for source in config.sources:
-        snapshot, store = space.product("raw") / source.name, space.root / config.store / source.name
-        if isinstance(source, WebSource):
-            seed(snapshot, store)
+        store = space.root / config.store / source.name
+        if isinstance(source, WebSource) and not (store / "frontier.sqlite").exists():
+            seed(_snapshot(space, source.name), store)
         elif isinstance(source, EmbeddedSource) and not (store.is_dir() and any(store.iterdir())):
             store.mkdir(parents=True, exist_ok=True)
-            seed(snapshot, store / SEEDED)
+            seed(_snapshot(space, source.name), store / SEEDED)
+
+
+def _snapshot(space: Workspace, source: str) -> Path:
+    """What data/raw has of a source, on this machine."""
+    raw = space.product("raw")
+    if products.store_of(raw) is None:
+        return raw / source
+    return products.local(raw, [name for name in products.blobs(raw) if name.startswith(f"{source}/")]) / source

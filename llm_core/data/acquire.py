@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from llm_core.artifacts import new_product
 from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
 from llm_core.data import forget_list
 from llm_core.data.forget_raw import sweep
@@ -42,6 +41,7 @@ from llm_core.settings.acquire import (
     WebSource,
     WikipediaSource,
 )
+from llm_core.storage import products
 
 Counts = dict[str, float]
 DatasetSource = HuggingFaceSource | FilesSource | CommonCrawlSource | WikipediaSource | BookCorpusSource
@@ -53,14 +53,15 @@ def run(config: AcquireConfig, *, forget: Path | None = None, out: Path, scratch
     What the list in the file `forget` names is not asked for, and taken out of what is there.
     """
     forgotten = forget_list.read(forget)
+    products.begin(config.storage.url)
     facts: dict[str, Any] = {"sources": {}}
     table: list[Row] = []
     unreadable: list[Row] = []
     crawls: list[Crawled] = []
     lost: list[str] = []
-    with new_product(out, "raw", facts) as product:
+    with products.new_product(out, "raw", facts, partial=scratch / "partial", url=config.storage.url) as making:
         for source in config.sources:
-            folder = product / source.name
+            folder = making.folder / source.name
             folder.mkdir()
             gathered = _acquire(source, config, folder, scratch, emit, crawls, forget)
             counts = gathered.counts

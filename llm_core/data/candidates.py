@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
-from llm_core.data import decontaminate, dialogues, forget_list, spill
+from llm_core.data import decontaminate, dialogues, forget_list, spill, tables
 from llm_core.data.document import KINDS, identity
 from llm_core.data.filters import listed_url
+from llm_core.data.kit import Kit
 from llm_core.data.minhash import signatures
 from llm_core.data.prepare import EXCERPT, Batch, Candidate, PrepareOptions, prepare
 from llm_core.data.web.urls import canonical
+from llm_core.storage.places import Place
+from llm_core.storage.products import Blob
 
 TASK_BYTES = 4_000_000
 """Text that a worker takes at once, about."""
 CARRIED_BYTES = 64_000_000
-"""Row groups larger than this are read once, here, and carried to the workers."""
+"""Row groups larger than this are read once, here, and carried to the workers; from a store each is one task."""
+HEADER_BYTES = 100_000
+"""A record is not longer than its body and this, compressed or not."""
 FORGOTTEN = "forgotten"
 PAGES = 16
 """Pages that a worker takes at once: they cost far more than their rows weigh."""
@@ -52,12 +57,14 @@ def index_of(held_out: HeldOut) -> decontaminate.Index:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Rows `start` to `start + count` of a row group of `path`, or `rows` themselves, of the source of this number."""
+    """Rows `start` to `start + count` of a row group of a file, or `rows` themselves, of the source of this number."""
 
     source: int
     name: str
-    path: Path
-    spill: Path
+    table: str
+    """pages, documents, dialogues or preferences."""
+    file: Blob
+    spill: Place
     options: PrepareOptions
     shares: tuple[float, float]
     """Validation, feedback: shares of groups."""
@@ -68,44 +75,90 @@ class Task:
     start: int = 0
     count: int = 0
     rows: pa.Table | None = None
+    warc: Path | None = None
+    """Folder of the segments of pages, if they are in a folder."""
+    records: tuple[tuple[Blob, int, int], ...] = ()
+    """(segment, offset, bytes) of each row's record, if they are in a store."""
+    kit: Kit | None = None
+    """Brings the files that paths in `options`, `held_out` and `forget` name, if workers do not see them."""
 
     @property
     def kind(self) -> str:
         """documents, dialogues or preferences."""
-        return "documents" if self.path.stem == "pages" else self.path.stem
+        return "documents" if self.table == "pages" else self.table
 
 
-def divided(task: Task) -> Iterator[Task]:
-    """The whole file of `task` as tasks of a size that a worker likes."""
-    with pq.ParquetFile(task.path) as file:
+def divided(task: Task, segments: Mapping[str, Blob] | None = None) -> Iterator[Task]:
+    """The whole file of `task` as tasks of a size that a worker likes; `segments` of pages that are in a store."""
+    pages = task.table == "pages"
+    spans = _Spans(task.file, segments) if pages and segments is not None else None
+    with tables.opened(task.file) as file:
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             each = max(1, group.total_byte_size // max(group.num_rows, 1))
-            step = PAGES if task.path.stem == "pages" else max(1, min(1_000, TASK_BYTES // each))
-            if task.path.stem == "pages" or group.total_byte_size > CARRIED_BYTES:
+            step = PAGES if pages else max(1, min(1_000, TASK_BYTES // each))
+            large = group.total_byte_size > CARRIED_BYTES
+            if pages or (large and not task.file.place.remote):
                 for batch in file.iter_batches(step, row_groups=[number]):
-                    yield replace(task, count=batch.num_rows, rows=pa.Table.from_batches([batch]))
+                    rows = pa.Table.from_batches([batch])
+                    records = tuple(map(spans.of, batch.to_pylist())) if spans else ()
+                    yield replace(task, count=batch.num_rows, rows=rows, records=records)
             else:
+                step = group.num_rows if large else step
                 for start in range(0, group.num_rows, step):
                     yield replace(task, row_group=number, start=start, count=min(step, group.num_rows - start))
 
 
+class _Spans:
+    """How far a record may reach: as far as the next one that is listed, and not beyond its body's length."""
+
+    def __init__(self, table: Blob, segments: Mapping[str, Blob]) -> None:
+        self._segments = segments
+        self._offsets: dict[str, list[int]] = {name: [] for name in segments}
+        with tables.opened(table) as file:
+            for batch in file.iter_batches(columns=["segment", "offset"]):
+                for segment, offset in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    self._offsets[segment].append(offset)
+        for offsets in self._offsets.values():
+            offsets.sort()
+
+    def of(self, row: Mapping[str, Any]) -> tuple[Blob, int, int]:
+        """(segment, offset, bytes) of a page's record."""
+        segment, offsets = self._segments[row["segment"]], self._offsets[row["segment"]]
+        at = bisect_right(offsets, row["offset"])
+        end = offsets[at] if at < len(offsets) else segment.size
+        most = row["offset"] + (row["bytes"] or 0) * 51 // 50 + HEADER_BYTES
+        return segment, row["offset"], min(end, most, segment.size) - row["offset"]
+
+
 def work(task: Task) -> tuple[int, pa.RecordBatch]:
     """(rows that were read, their rows of the index). Never raises for what a row holds."""
+    if task.kit is not None:
+        settled = {name: task.kit.settled(getattr(task, name)) for name in ("options", "held_out", "forget")}
+        task = replace(task, kit=None, **settled)
     table = task.rows
     if table is None:
-        with pq.ParquetFile(task.path) as file:
-            table = file.read_row_group(task.row_group).slice(task.start, task.count)
+        table = _row_group(task.file, task.row_group).slice(task.start, task.count)
     rows = table.to_pylist()
+    if task.records:
+        place = task.records[0][0].place
+        found = place.ranges([(blob.key, offset, size) for blob, offset, size in task.records])
+        rows = [row | {"record": data} for row, data in zip(rows, found, strict=True)]
     records = _documents(task, rows) if task.kind == "documents" else _conversations(task, rows)
     return len(rows), spill.write(task.spill, task.source, records)
+
+
+@lru_cache(1)
+def _row_group(file: Blob, number: int) -> pa.Table:
+    """A row group; the tasks that share it mostly follow each other."""
+    with tables.opened(file) as parquet:
+        return parquet.read_row_group(number)
 
 
 def _documents(task: Task, rows: Sequence[dict[str, Any]]) -> list[spill.Record]:
     reasons = [listed_url(row["url"], task.options.filters.urls) for row in rows]
     wanted = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
-    warc = task.path.parent / "warc" if task.path.stem == "pages" else None
-    prepared = iter(prepare(Batch(task.name, wanted, task.options, warc))[1])
+    prepared = iter(prepare(Batch(task.name, wanted, task.options, task.warc))[1])
     forgotten = forget_list.read(task.forget)
     candidates = [
         _unless_forgotten(next(prepared), forgotten)

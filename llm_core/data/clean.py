@@ -10,9 +10,9 @@ workers had laid down.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from llm_core.artifacts import digest, dump_json, new_product, read_manifest, sha256
+from llm_core.artifacts import digest, dump_json, read_manifest, sha256
 from llm_core.cluster import Crew, crew
 from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
-from llm_core.data import forget_list, minhash
-from llm_core.data.assemble import Assembly, SourceRules
+from llm_core.data import forget_list, minhash, tables
+from llm_core.data.assemble import Sifting, SourceRules, decided, files, sift, sifted, write
 from llm_core.data.candidates import HeldOut, Task, divided, index_of, work
 from llm_core.data.characters import CharacterOptions
-from llm_core.data.corpus import Corpus
+from llm_core.data.corpus import Tally
 from llm_core.data.decontaminate import evaluation_files
 from llm_core.data.dedup import Duplicates, Index
 from llm_core.data.document import KINDS
 from llm_core.data.filters import C4Limits, FilterOptions, FineWebLimits, QualityLimits, RepetitionLimits, UrlLists
+from llm_core.data.kit import Kit
 from llm_core.data.pii import MaskOptions
 from llm_core.data.prepare import PrepareOptions
-from llm_core.data.spill import Findings, Journal, Records
+from llm_core.data.spill import Findings, Journal
 from llm_core.settings.clean import CleanConfig, FilterSettings, SourceSettings
+from llm_core.storage import products
+from llm_core.storage.places import Place
+from llm_core.storage.products import Blob
 
 LARGEST_CLUSTERS = 20
+ALONE_BYTES = 30_000_000
+"""Below this many bytes of text, starting workers takes longer than writing the corpus."""
 
 
 def run(
@@ -59,34 +64,46 @@ def run(
     What the list in the file `forget` names is dropped as "forgotten", and leaves no excerpt.
     """
     forget_list.read(forget)  # what is wrong with the list is said before the work begins
-    raw, rules, lists = raw.resolve(), rules.resolve(), lists.resolve()  # workers may have another current directory
+    products.begin(config.storage.url)
+    inputs = Inputs(raw.resolve(), rules.resolve(), lists.resolve(), heldout.resolve(), forget and forget.resolve())
+    away = config.storage.url if config.cluster.kind == "dask" else None  # workers elsewhere see only the store
     sources = _sources(config, raw)
-    held_out = _held_out(config, heldout.resolve())
-    folder = scratch.resolve() / "records"
-    journal = Journal(folder, _key(config, raw, forget))
-    found = Findings(folder)
-    tasks = _tasks(config, sources, raw, rules, lists, held_out, folder, forget)
+    scratch = scratch.resolve()  # workers may have another current directory
+    records = products.scratch(away, scratch, "records")
+    journal = Journal(scratch / "records", _key(config, raw, forget), records)
+    found = Findings(scratch / "records")
     with crew(config.cluster.kind, config.cluster.address, config.workers) as workers:
-        _find(found, journal, tasks, workers, _rows_of(raw, sources), emit)
-    index, signature = found.ordered()
-    copies = _copies(config, index, signature, found.signatures)
-    facts = _facts(config, raw)
-    with new_product(out, "corpus", facts) as product:
-        with Corpus(product) as corpus, Records(folder) as records:
-            assembly = Assembly(
-                corpus,
-                [_rules_of(config, source) for source in sources],
-                copies,
-                again=config.drop_duplicates,
-                validation=config.validation_share,
-            )
-            assembly.run(index, records, lambda done: emit(_written(done, len(index), corpus)))
-        facts |= {**corpus.facts(), **assembly.removed}
-        if not corpus.total("documents") and not corpus.total("dialogues"):
-            reason = corpus.commonest()
-            raise BadInput(f"clean: nothing is left of {len(index)} pages and rows; the commonest reason is {reason}")
-    shutil.rmtree(folder)
-    return _report(corpus, _clusters(copies, index, sources), workers.table("rows"))
+        there = products.reachable(inputs.raw, "raw", away)
+        tasks = _tasks(config, sources, inputs, there, records, away)
+        _find(found, journal, tasks, workers, _rows_of(there, sources), emit)
+        index, signature = found.ordered()
+        copies = _copies(config, index, signature, found.signatures)
+        facts = _facts(config, raw)
+        partial, url = scratch / "partial", config.storage.url
+        with products.new_product(out.resolve(), "corpus", facts, partial=partial, url=url) as making:
+            tally, removed = _written(config, sources, decided(index, copies), records, making, workers, emit)
+            facts |= {**tally.facts(), **removed}
+            if not tally.total("documents") and not tally.total("dialogues"):
+                why = tally.commonest()
+                raise BadInput(f"clean: nothing is left of {len(index)} pages and rows; the commonest reason is {why}")
+    products.cleared(records, scratch, "records")
+    return _report(tally, _clusters(copies, index, sources), workers.table("rows"))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is read beside the settings."""
+
+    raw: Path
+    rules: Path
+    lists: Path
+    heldout: Path
+    forget: Path | None
+
+    def named(self) -> dict[str, Path]:
+        """What workers need of it beside the raw data."""
+        found = {"rules": self.rules, "lists": self.lists, "heldout": self.heldout}
+        return found | ({"forget": self.forget} if self.forget and self.forget.is_file() else {})
 
 
 def _sources(config: CleanConfig, raw: Path) -> list[str]:
@@ -103,41 +120,47 @@ def _key(config: CleanConfig, raw: Path, forget: Path | None) -> str:
     return hashlib.sha256(dump_json([settings, digest(raw), sha256(forget) if forget else None])).hexdigest()
 
 
-def _files(raw: Path, sources: Sequence[str]) -> Iterator[tuple[int, Path]]:
+def _files(there: Mapping[str, Blob], sources: Sequence[str]) -> Iterator[tuple[int, str, Blob]]:
     for number, source in enumerate(sources):
-        for name in ("pages", *KINDS):
-            if (path := raw / source / f"{name}.parquet").exists():
-                yield number, path
+        for table in ("pages", *KINDS):
+            if blob := there.get(f"{source}/{table}.parquet"):
+                yield number, table, blob
 
 
-def _rows_of(raw: Path, sources: Sequence[str]) -> int:
-    return sum(pq.read_metadata(path).num_rows for _, path in _files(raw, sources))
+def _rows_of(there: Mapping[str, Blob], sources: Sequence[str]) -> int:
+    return sum(tables.metadata(blob).num_rows for _, _, blob in _files(there, sources))
 
 
 def _tasks(
     config: CleanConfig,
     sources: Sequence[str],
-    raw: Path,
-    rules: Path,
-    lists: Path,
-    held_out: HeldOut,
-    folder: Path,
-    forget: Path | None,
+    inputs: Inputs,
+    there: Mapping[str, Blob],
+    records: Place,
+    away: str | None,
 ) -> Iterator[Task]:
-    for number, path in _files(raw, sources):
-        yield from divided(
-            Task(
-                source=number,
-                name=sources[number],
-                path=path,
-                spill=folder,
-                options=_options(config, _settings(config, sources[number]), rules, lists),
-                shares=(config.validation_share, config.feedback_share),
-                held_out=held_out,
-                near_duplicates=config.near_duplicates.drop,
-                forget=forget.resolve() if forget else None,
-            )
+    held_out = _held_out(config, inputs.heldout)
+    options = [_options(config, _settings(config, source), inputs.rules, inputs.lists) for source in sources]
+    kit = Kit.packed(inputs.named(), records.below("kit")) if away else None
+    for number, table, file in _files(there, sources):
+        name = sources[number]
+        task = Task(
+            source=number,
+            name=name,
+            table=table,
+            file=file,
+            spill=records,
+            options=options[number],
+            shares=(config.validation_share, config.feedback_share),
+            held_out=held_out,
+            near_duplicates=config.near_duplicates.drop,
+            forget=inputs.forget,
+            warc=None if table != "pages" or file.place.remote else inputs.raw / name / "warc",
+            kit=kit,
         )
+        prefix = f"{name}/warc/"
+        segments = {key.removeprefix(prefix): blob for key, blob in there.items() if key.startswith(prefix)}
+        yield from divided(task, segments if file.place.remote else None)
 
 
 def _held_out(config: CleanConfig, folder: Path) -> HeldOut:
@@ -177,7 +200,7 @@ def _options(config: CleanConfig, settings: SourceSettings, rules: Path, lists: 
 
 
 def _filters(settings: FilterSettings, lists: Path) -> FilterOptions:
-    def files(names: Iterable[str]) -> tuple[Path, ...]:
+    def listed(names: Iterable[str]) -> tuple[Path, ...]:
         for name in names:
             if not (lists / name).is_file():
                 raise BadInput(f"clean: filters name the list {name!r}, which is not in {lists}")
@@ -196,13 +219,13 @@ def _filters(settings: FilterSettings, lists: Path) -> FilterOptions:
         repetition=RepetitionLimits(**dict(settings.repetition)),
         c4=C4Limits(**dict(settings.c4)),
         fineweb=FineWebLimits(**dict(settings.fineweb)),
-        bad_words=files(settings.bad_words),
+        bad_words=listed(settings.bad_words),
         urls=UrlLists(
-            domains=files(named.domains),
-            urls=files(named.urls),
-            banned_words=files(named.banned_words),
-            soft_banned_words=files(named.soft_banned_words),
-            banned_subwords=files(named.banned_subwords),
+            domains=listed(named.domains),
+            urls=listed(named.urls),
+            banned_words=listed(named.banned_words),
+            soft_banned_words=listed(named.soft_banned_words),
+            banned_subwords=listed(named.banned_subwords),
             soft_words=named.soft_words,
         ),
     )
@@ -231,8 +254,35 @@ def _find(found: Findings, journal: Journal, tasks: Iterable[Task], workers: Cre
         emit(Progress(done, total, "rows", {"kept": kept, **workers.figures()}))
 
 
-def _written(done: int, total: int, corpus: Corpus) -> Progress:
-    return Progress(done, total, "rows written", {"kept": corpus.total("documents")})
+def _written(
+    config: CleanConfig,
+    sources: Sequence[str],
+    index: pa.Table,
+    records: Place,
+    making: products.Making,
+    workers: Crew,
+    emit: Emit,
+) -> tuple[Tally, dict[str, int]]:
+    """Let workers write the corpus from its decided index; what was counted, and the pieces that were removed."""
+    weight = pc.sum(index["size"]).as_py() or 0
+    alone = config.cluster.kind == "processes" and weight < ALONE_BYTES
+    crew_of_files = Crew(1) if alone else workers
+    emit(Progress(0, len(index), "rows written"))
+    rules = tuple(_rules_of(config, source) for source in sources)
+
+    def removing(job: Sifting) -> dict[str, int]:
+        (found,) = crew_of_files.map(sift, [job], units=lambda _: 0)
+        return found
+
+    index, removed = sifted(index, Sifting(records, rules, config.drop_duplicates), removing)
+    tally, done = Tally(), 0
+    jobs = files(index, records, making.output, sources, config.validation_share)
+    for written in crew_of_files.map(write, jobs, units=lambda _: 0):
+        making.add(written.name, written.entry)
+        tally.add(written.tally)
+        done += written.rows
+        emit(Progress(done, len(index), "rows written", {"kept": tally.total("documents")}))
+    return tally, removed
 
 
 def _copies(config: CleanConfig, index: pa.Table, signature: np.ndarray, file: Path) -> Duplicates:
@@ -285,33 +335,33 @@ def _clusters(copies: Duplicates, index: pa.Table, sources: Sequence[str]) -> li
     ]
 
 
-def _report(corpus: Corpus, clusters: list[Row], workers: list[Row]) -> Report:
+def _report(tally: Tally, clusters: list[Row], workers: list[Row]) -> Report:
     funnel: list[Row] = [
         {
             "what": what,
             "source": source,
             "in": count,
-            "kept": corpus.kept[what, source],
-            "text_bytes": corpus.text_bytes[source] if what == "documents" else None,
+            "kept": tally.kept[what, source],
+            "text_bytes": tally.text_bytes[source] if what == "documents" else None,
         }
-        for (what, source), count in sorted(corpus.seen.items())
+        for (what, source), count in sorted(tally.seen.items())
     ]
     reasons: list[Row] = [
         {"what": what, "source": source, "reason": reason, "dropped": count}
-        for (what, source, reason), count in corpus.reasons.most_common()
+        for (what, source, reason), count in tally.reasons.most_common()
     ]
     splits: list[Row] = [
-        {"what": what, "split": split, "count": count} for (what, split), count in sorted(corpus.splits.items())
+        {"what": what, "split": split, "count": count} for (what, split), count in sorted(tally.splits.items())
     ]
-    metrics = {name: float(corpus.total(name)) for name in KINDS}
-    metrics |= {"dropped": float(corpus.reasons.total()), "text_bytes": float(corpus.text_bytes.total())}
+    metrics = {name: float(tally.total(name)) for name in KINDS}
+    metrics |= {"dropped": float(tally.reasons.total()), "text_bytes": float(tally.text_bytes.total())}
     metrics["near_duplicates"] = float(
-        sum(count for (_, _, reason), count in corpus.reasons.items() if reason == "near_duplicate")
+        sum(count for (_, _, reason), count in tally.reasons.items() if reason == "near_duplicate")
     )
     masked: list[Row] = [
-        {"source": source, "kind": kind, "count": count} for (source, kind), count in sorted(corpus.masked.items())
+        {"source": source, "kind": kind, "count": count} for (source, kind), count in sorted(tally.masked.items())
     ]
-    hits: list[Row] = [{"set": name, "hits": count} for name, count in sorted(corpus.hits.items())]
+    hits: list[Row] = [{"set": name, "hits": count} for name, count in sorted(tally.hits.items())]
     tables = {"funnel": funnel, "reasons": reasons, "splits": splits}
     tables |= {"clusters": clusters, "masked": masked, "contamination": hits, "workers": workers}
     return Report(metrics=metrics, tables={name: rows for name, rows in tables.items() if rows})

@@ -17,9 +17,12 @@ import pyarrow.compute as pc
 from llm_core.contract import BadInput
 from llm_core.data import dialogue
 from llm_core.data.bpe import Tokenizer
-from llm_core.data.mixture import Part, copies, place_of
+from llm_core.data.kit import Kit
+from llm_core.data.mixture import LaidPart, Part, copies, place_of
 from llm_core.data.reading import Slice, read
 from llm_core.data.shards import KINDS, SPLITS, dtype_for
+from llm_core.data.streams import Run, lay
+from llm_core.storage.places import Place
 
 Array = npt.NDArray[Any]
 
@@ -62,6 +65,31 @@ class Encoded:
     text_bytes: int
     empty: int
     compared: dict[str, Comparison]
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """What a worker found in a slice of documents, its ids laid down; the rest as in `Encoded`."""
+
+    parts: list[LaidPart]
+    uses: Array
+    text_bytes: int
+    empty: int
+    compared: dict[str, Comparison]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A slice to encode, where its ids are laid down, and what brings the tokenizer where its folder is not seen."""
+
+    piece: Slice
+    plan: Plan
+    place: Place
+    kit: Kit | None = None
+
+    def settled(self) -> tuple[Slice, Plan]:
+        """The slice and the plan as they are where this is asked."""
+        return self.piece, self.kit.settled(self.plan) if self.kit else self.plan
 
 
 @dataclass(slots=True)
@@ -136,6 +164,17 @@ def encode_documents(job: tuple[Slice, Plan]) -> Encoded:
     return Encoded(parts, uses, total, empty, dict(compared))
 
 
+def lay_documents(job: Job) -> Laid:
+    """Encode the documents of a slice and lay their ids down."""
+    found = encode_documents(job.settled())
+    name, begins = lay(job.place, [part.ids for part in found.parts]) if found.parts else ("", [])
+    parts = [
+        LaidPart(part.source, part.split, name, at, part.lengths, part.more, part.text_bytes, part.more_bytes)
+        for part, at in zip(found.parts, begins, strict=True)
+    ]
+    return Laid(parts, found.uses, found.text_bytes, found.empty, found.compared)
+
+
 def _is_compared(plan: Plan, key: str, source: str, split: str) -> bool:
     wanted, limit = plan.compared.get(source, ("", 0.0))
     return split == wanted and place_of("sample", key) <= limit
@@ -146,6 +185,30 @@ def _uses(pieces: Sequence[Array], tokenizer: Tokenizer) -> Array:
     for ids in pieces:
         uses += np.bincount(ids, minlength=tokenizer.vocab_size)
     return uses
+
+
+@dataclass(frozen=True, slots=True)
+class LaidConversations:
+    """Dialogues of one split of a slice: runs of their ids and masks, and their lengths and kinds [n]."""
+
+    split: str
+    ids: Run
+    mask: Run
+    lengths: Array
+    kinds: Array
+
+
+def lay_dialogues(job: Job) -> tuple[list[LaidConversations], Array]:
+    """Encode the dialogues of a slice and lay them down; how often each id occurs as in `encode_dialogues`."""
+    found, uses = encode_dialogues(job.settled())
+    arrays = [array for part in found for array in (part.ids, part.mask)]
+    name, begins = lay(job.place, arrays)
+    runs: list[Run] = [(name, at, array.nbytes) for at, array in zip(begins, arrays, strict=True)]
+    laid = [
+        LaidConversations(part.split, runs[2 * number], runs[2 * number + 1], part.lengths, part.kinds)
+        for number, part in enumerate(found)
+    ]
+    return laid, uses
 
 
 def encode_dialogues(job: tuple[Slice, Plan]) -> tuple[list[Conversations], Array]:
@@ -162,7 +225,7 @@ def encode_dialogues(job: tuple[Slice, Plan]) -> tuple[list[Conversations], Arra
             if row["split"] not in found or not row["messages"]:
                 continue
             if row["kind"] not in KINDS:
-                raise BadInput(f"{piece.path}: a dialogue of kind {row['kind']!r}; known are {', '.join(KINDS)}")
+                raise BadInput(f"{piece.name}: a dialogue of kind {row['kind']!r}; known are {', '.join(KINDS)}")
             ids, mask, lengths, kinds = found[row["split"]]
             new_ids, new_mask = dialogue.encode(row["messages"], tokenizer)
             ids += new_ids

@@ -7,19 +7,17 @@ number of workers, nor on what else is in the corpus; and what a weight takes, a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from llm_core.data.shards import ShardWriter
+from llm_core.data.streams import Run, chosen_runs
 
 Array = npt.NDArray[Any]
-CHUNK_TOKENS = 4_000_000
 
 
 def place_of(purpose: str, key: str) -> float:
@@ -109,76 +107,80 @@ class Part:
     more_bytes: int
 
 
-@dataclass(slots=True)
-class _Gathered:
-    path: Path
-    lengths: list[Array] = field(default_factory=list)
-    more: list[Array] = field(default_factory=list)
-    text_bytes: int = 0
-    more_bytes: int = 0
+@dataclass(frozen=True, slots=True)
+class LaidPart:
+    """A part whose ids were laid down in `file` from `offset` on; the rest as in `Part`."""
+
+    source: str
+    split: str
+    file: str
+    offset: int
+    lengths: Array
+    more: Array
+    text_bytes: int
+    more_bytes: int
 
 
-class MixtureWriter:
-    """The stream of one split, written source by source: all of a source, as often as its weight says, then the next.
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One split, ready to be written: runs of its ids, the `lengths` [n] of its documents, counts for the manifest."""
 
-    Documents are gathered in one file a source beside the stream, which `close` removes. A source's repeats are passes
-    over all of it, so that the copies of a document stand far apart.
+    runs: list[Run]
+    lengths: Array
+    facts: dict[str, Any]
+
+
+class Mixture:
+    """The stream of one split, source by source: all of a source, as often as its weight says, then the next.
+
+    A source's repeats are passes over all of it, so that the copies of a document stand far apart.
     """
 
-    def __init__(self, folder: Path, split: str, dtype: str, weights: Mapping[str, float]) -> None:
-        self._folder, self._split, self._dtype, self._weights = folder, split, dtype, weights
-        self._sources: dict[str, _Gathered] = {}
+    def __init__(self, dtype: str, weights: Mapping[str, float]) -> None:
+        self._item, self._weights = np.dtype(dtype).itemsize, weights
+        self._sources: dict[str, list[LaidPart]] = {}
 
-    def add(self, part: Part) -> None:
+    def add(self, part: LaidPart) -> None:
         """Put the documents of a part behind those of its source that came before."""
-        path = self._folder / f".{self._split}-{len(self._sources)}.ids"
-        gathered = self._sources.setdefault(part.source, _Gathered(path))
-        with gathered.path.open("ab") as file:
-            file.write(part.ids.tobytes())
-        gathered.lengths.append(part.lengths)
-        gathered.more.append(part.more)
-        gathered.text_bytes += part.text_bytes
-        gathered.more_bytes += part.more_bytes
+        self._sources.setdefault(part.source, []).append(part)
 
-    def close(self) -> dict[str, Any]:
-        """Write the stream; its counts, for the manifest."""
-        writer = ShardWriter(self._folder, self._split, self._dtype)
-        ranges, mixture = {}, {}
-        for source, gathered in sorted(self._sources.items()):
-            first, tokens = writer.sequences, writer.tokens
+    def stream(self) -> Stream:
+        """What is to be written."""
+        runs: list[Run] = []
+        lengths: list[Array] = [np.zeros(0, "u4")]
+        ranges: dict[str, list[int]] = {}
+        mixture: dict[str, dict[str, Any]] = {}
+        documents = tokens = 0
+        for source, parts in sorted(self._sources.items()):
             weight = self._weights.get(source, 1.0)
-            lengths, more = np.concatenate(gathered.lengths), np.concatenate(gathered.more)
+            counts = _counted(parts, weight)
+            ranges[source] = [documents, documents + counts["stream_documents"]]
+            mixture[source] = {"weight": weight, **counts}
+            documents, tokens = documents + counts["stream_documents"], tokens + counts["stream_tokens"]
             for _ in range(int(weight)):
-                self._copy(gathered.path, lengths, None, writer)
-            if more.any():
-                self._copy(gathered.path, lengths, more, writer)
-            gathered.path.unlink()
-            ranges[source] = [first, writer.sequences]
-            mixture[source] = {
-                "weight": weight,
-                "documents": len(lengths),
-                "tokens": int(lengths.sum()),
-                "bytes": gathered.text_bytes,
-                "stream_documents": writer.sequences - first,
-                "stream_tokens": writer.tokens - tokens,
-                "stream_bytes": int(weight) * gathered.text_bytes + gathered.more_bytes,
-            }
-        writer.close()
+                runs += [(part.file, part.offset, int(part.lengths.sum()) * self._item) for part in parts]
+                lengths += [part.lengths for part in parts]
+            for part in parts:
+                if part.more.any():
+                    runs += chosen_runs(part.file, part.offset, part.lengths, part.more, self._item)
+                    lengths.append(part.lengths[part.more])
         size = sum(entry["stream_bytes"] for entry in mixture.values())
-        counts = {"documents": writer.sequences, "tokens": writer.tokens, "bytes": size}
-        return {**counts, "sources": ranges, "mixture": mixture}
+        facts = {"documents": documents, "tokens": tokens, "bytes": size, "sources": ranges, "mixture": mixture}
+        return Stream(runs, np.concatenate(lengths), facts)
 
-    def _copy(self, path: Path, lengths: Array, chosen: Array | None, writer: ShardWriter) -> None:
-        """Append all documents of a file, or the chosen ones, a few million tokens at a time."""
-        ends = np.cumsum(lengths, dtype=np.int64)
-        first = 0
-        with path.open("rb") as file:
-            while first < len(lengths):
-                before = int(ends[first - 1]) if first else 0
-                stop = max(first + 1, int(np.searchsorted(ends, before + CHUNK_TOKENS, side="right")))
-                ids = np.fromfile(file, dtype=self._dtype, count=int(ends[stop - 1]) - before)
-                part = lengths[first:stop]
-                if chosen is not None:
-                    ids, part = ids[np.repeat(chosen[first:stop], part)], part[chosen[first:stop]]
-                writer.extend(ids, part)
-                first = stop
+
+def _counted(parts: Sequence[LaidPart], weight: float) -> dict[str, int]:
+    passes = int(weight)
+    tokens = sum(int(part.lengths.sum()) for part in parts)
+    size = sum(part.text_bytes for part in parts)
+    documents = sum(len(part.lengths) for part in parts)
+    more = sum(int(part.more.sum()) for part in parts)
+    more_tokens = sum(int(part.lengths[part.more].sum()) for part in parts)
+    return {
+        "documents": documents,
+        "tokens": tokens,
+        "bytes": size,
+        "stream_documents": passes * documents + more,
+        "stream_tokens": passes * tokens + more_tokens,
+        "stream_bytes": passes * size + sum(part.more_bytes for part in parts),
+    }

@@ -7,10 +7,11 @@ as "timeout". A page over which a parser crashes is dropped as "crashed". Neithe
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 from fastwarc import ArchiveIterator
@@ -50,7 +51,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one source: pages in WARC segments under `warc`, or, without that, documents with their text."""
+    """Rows of one source: pages in WARC segments under `warc`, or with their `record`, or documents with their text."""
 
     source: str
     rows: Sequence[dict[str, Any]]
@@ -97,7 +98,10 @@ def _lost(item: Item, reason: str) -> Candidate:
 def candidate(item: Item) -> Candidate:
     """One row's document. It may take very long, or end the process: `prepare` guards against both."""
     row, warc, options = item
-    content = recorded(row, warc, options.max_bytes) if warc else row["text"] or ""
+    if "record" in row:
+        content: bytes | str | None = _body(io.BytesIO(row["record"]), row, options.max_bytes)
+    else:
+        content = recorded(row, warc, options.max_bytes) if warc else row["text"] or ""
     if content is None:
         return _lost(item, "unreadable_record")
     about: dict[str, Any] = {"group": row.get("group"), "digest": row.get("digest") or _digest(content)}
@@ -143,12 +147,17 @@ def recorded(row: dict[str, Any], folder: Path, max_bytes: int) -> bytes | None:
     """The body of a record by segment and offset, at most a byte more than is parsed; None if it cannot be read."""
     with open(folder / row["segment"], "rb") as file:
         file.seek(row["offset"])
-        try:
-            record = next(iter(ArchiveIterator(file, parse_http=True)), None)
-            most = size_limit(row.get("content_type"), max_bytes)
-            return record.reader.read(most + 1) if record is not None else None
-        except Exception:  # whatever the reader raises over a damaged record costs that record
-            return None
+        return _body(file, row, max_bytes)
+
+
+def _body(file: BinaryIO, row: dict[str, Any], max_bytes: int) -> bytes | None:
+    try:
+        record = next(iter(ArchiveIterator(file, parse_http=True)), None)
+        most = size_limit(row.get("content_type"), max_bytes)
+        body: bytes | None = record.reader.read(most + 1) if record is not None else None
+    except Exception:  # whatever the reader raises over a damaged record costs that record
+        return None
+    return body
 
 
 def _text(row: dict[str, Any], content: bytes | str, options: PrepareOptions) -> tuple[str, Metadata]:

@@ -21,6 +21,8 @@ import numpy.typing as npt
 from llm_core.artifacts import BrokenProduct, read_manifest
 from llm_core.contract import BadInput
 from llm_core.data.bpe import Tokenizer
+from llm_core.data.streams import Joined, file_name
+from llm_core.storage import products
 
 SPLITS = ("train", "validation")
 KINDS = ("dialogue", "docstring", "problem")
@@ -77,9 +79,14 @@ class ShardWriter:
     def close(self) -> None:
         """Write the offsets and close all files."""
         self._stack.close()
-        offsets = np.zeros(len(self._lengths) + 1, dtype="<u8")
-        np.cumsum(np.frombuffer(self._lengths, dtype="u8"), out=offsets[1:])
-        offsets.tofile(self._folder / f"{self._name}.offsets")
+        write_offsets(self._folder / f"{self._name}.offsets", np.frombuffer(self._lengths, dtype="u8"))
+
+
+def write_offsets(path: Path, lengths: Array) -> None:
+    """Where each of the sequences of `lengths` [n] begins, and where the last ends."""
+    offsets = np.zeros(len(lengths) + 1, dtype="<u8")
+    np.cumsum(lengths, out=offsets[1:])
+    offsets.tofile(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +115,10 @@ class Shards:
     def open(cls, path: Path, *, verify: bool = True) -> Shards:
         """Raises `BrokenProduct` naming the file that is missing, damaged or of another tokenizer.
 
-        Without `verify` only sizes are looked at: for whoever opened the same shards a moment before.
+        Without `verify` only sizes are looked at: for whoever opened the same shards a moment before. Shards in a store
+        are copied to this machine once.
         """
+        path = products.local(path)
         manifest = read_manifest(path, "shards")
         wanted = {"dtype", "vocab_size", "vocabulary", "end_id", "kinds", "splits"}
         if lacking := sorted(wanted - set(manifest["facts"])):
@@ -141,11 +150,11 @@ class Shards:
 
     def tokens(self, split: str) -> Array:
         """Ids of a split's documents, one after the other, each with the end token behind it."""
-        return self._map(f"{split}.bin", self.facts["dtype"])
+        return self._map(split, "bin", self.facts["dtype"])
 
     def offsets(self, split: str) -> Array:
         """Where each document begins [n+1]."""
-        return self._map(f"{split}.offsets", "<u8")
+        return self._map(split, "offsets", "<u8")
 
     def text_bytes(self, split: str) -> int:
         """UTF-8 bytes of a split's documents, repeats included: what bits per byte are counted over."""
@@ -159,10 +168,10 @@ class Shards:
         """A split's conversations."""
         name = f"dialogues-{split}"
         return DialogueShards(
-            tokens=self._map(f"{name}.bin", self.facts["dtype"]),
-            mask=self._map(f"{name}.mask", "u1"),
-            offsets=self._map(f"{name}.offsets", "<u8"),
-            kinds=self._map(f"{name}.kinds", "u1"),
+            tokens=self._map(name, "bin", self.facts["dtype"]),
+            mask=self._map(name, "mask", "u1"),
+            offsets=self._map(name, "offsets", "<u8"),
+            kinds=self._map(name, "kinds", "u1"),
             kind_names=tuple(self.facts["kinds"]),
         )
 
@@ -176,7 +185,19 @@ class Shards:
         """Names of all files, sorted."""
         return sorted(self._files)
 
-    def _map(self, name: str, dtype: str) -> Array:
+    def parts(self, stream: str, suffix: str) -> list[str]:
+        """The files of a stream in order. Raises `BrokenProduct` if the manifest lists none."""
+        names = [file_name(stream, suffix, 0)]
+        self.file(names[0])
+        while (name := file_name(stream, suffix, len(names))) in self._files:
+            names.append(name)
+        return names
+
+    def _map(self, stream: str, suffix: str, dtype: str) -> Array:
+        mapped = [self._map_file(name, dtype) for name in self.parts(stream, suffix)]
+        return mapped[0] if len(mapped) == 1 else Joined(mapped)  # type: ignore[return-value]
+
+    def _map_file(self, name: str, dtype: str) -> Array:
         path, entry = self.file(name)
         return np.memmap(path, dtype=dtype, mode="r") if entry["bytes"] else np.empty(0, dtype=dtype)
 
@@ -193,13 +214,19 @@ def _check(shards: Shards) -> None:
         raise BrokenProduct(f"{shards.path / 'tokenizer'}: not the tokenizer that made these shards")
     for name in (*SPLITS, *(f"dialogues-{split}" for split in SPLITS)):
         tokens, sequences = _check_offsets(shards, name)
-        _limit(shards, f"{name}.bin", largest, facts["vocab_size"], "an id that the tokenizer has not")
+        for file in shards.parts(name, "bin"):
+            _limit(shards, file, largest, facts["vocab_size"], "an id that the tokenizer has not")
         if name.startswith("dialogues-"):
             for suffix, count, below in (("mask", tokens, 2), ("kinds", sequences, len(facts["kinds"]))):
-                path, entry = shards.file(f"{name}.{suffix}")
-                if entry["bytes"] != count:
-                    raise BrokenProduct(f"{path}: {entry['bytes']} entries for {count}")
-                _limit(shards, f"{name}.{suffix}", largest, below, f"a value that is no {suffix}")
+                files = shards.parts(name, suffix)
+                if (size := _bytes_of(shards, files)) != count:
+                    raise BrokenProduct(f"{shards.path / files[0]}: {size} entries for {count}")
+                for file in files:
+                    _limit(shards, file, largest, below, f"a value that is no {suffix}")
+
+
+def _bytes_of(shards: Shards, files: Sequence[str]) -> int:
+    return sum(int(shards.file(name)[1]["bytes"]) for name in files)
 
 
 def _largest(shards: Shards, name: str) -> int:
@@ -229,7 +256,7 @@ def _limit(shards: Shards, name: str, largest: dict[str, int], below: int, what:
 
 def _check_offsets(shards: Shards, name: str) -> tuple[int, int]:
     """(tokens, sequences), after it was found that the offsets cut NAME.bin into sequences."""
-    size = shards.file(f"{name}.bin")[1]["bytes"]
+    size = _bytes_of(shards, shards.parts(name, "bin"))
     path, entry = shards.file(f"{name}.offsets")
     tokens, rest = divmod(size, np.dtype(shards.facts["dtype"]).itemsize)
     if rest:

@@ -1,4 +1,6 @@
-"""Records that wait on disk: each thread of a worker appends to a file of its own, and hands back only where they are.
+"""Records that wait for the corpus to be written; who lays them down hands back only where they are.
+
+In a folder each thread of a worker appends to a file of its own; in a store every batch of records is a file.
 
 A record is a few fields as JSON and a text. What must be compared between documents stands in the index: 150 bytes a
 document and the length of its URL, as Arrow columns. Records are read again one by one in whatever order the corpus
@@ -7,17 +9,17 @@ takes, which Parquet cannot do without unpacking a whole row group for each.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import threading
 import uuid
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from llm_core.data.minhash import BYTES
+from llm_core.storage.places import Place
 
 INDEX = pa.schema(
     [
@@ -73,27 +76,38 @@ def _part_of(process: int, thread: int) -> int:  # noqa: ARG001
     return uuid.uuid4().int & _HALF
 
 
-def _file(folder: Path, part: int) -> Path:
-    return folder / f"{part:016x}.records"
+def file_of(part: int) -> str:
+    """The name of the file that holds a part."""
+    return f"{part:016x}.records"
 
 
-def write(folder: Path, source: int, records: Iterable[Record]) -> pa.RecordBatch:
-    """Append the records to this thread's file in `folder`; returns their rows of the index, in order."""
+def write(place: Place, source: int, records: Iterable[Record]) -> pa.RecordBatch:
+    """Lay records down in `place`; returns their rows of the index, in order."""
+    if place.remote:  # what is in a store cannot grow; a name of its own, as a batch may be done twice
+        part, buffer = uuid.uuid4().int & _HALF, io.BytesIO()
+        found = _append(buffer, part, source, records)
+        if found.num_rows:
+            place.write(file_of(part), buffer.getvalue())
+        return found
     part = _part_of(os.getpid(), threading.get_ident())
+    with open(Path(place.root, file_of(part)), "ab") as file:
+        return _append(file, part, source, records)
+
+
+def _append(file: Any, part: int, source: int, records: Iterable[Record]) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {name: [] for name in INDEX.names}
-    with open(_file(folder, part), "ab") as file:
-        for record in records:
-            fields = json.dumps(record.fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-            text = record.text.encode("utf-8", "replace")
-            tie = xxhash.xxh3_128_intdigest(fields + text)
-            identity = int(record.identity, 16)
-            row: tuple[Any, ...] = (source, record.kind, _encodable(record.url or ""), tie >> 64, tie & _HALF)
-            row += (identity >> 64, identity & _HALF, record.address, record.reason, part, file.tell())
-            row += (len(fields), len(text), record.signature)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-            file.write(fields)
-            file.write(text)
+    for record in records:
+        fields = json.dumps(record.fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        text = record.text.encode("utf-8", "replace")
+        tie = xxhash.xxh3_128_intdigest(fields + text)
+        identity = int(record.identity, 16)
+        row: tuple[Any, ...] = (source, record.kind, _encodable(record.url or ""), tie >> 64, tie & _HALF)
+        row += (identity >> 64, identity & _HALF, record.address, record.reason, part, file.tell())
+        row += (len(fields), len(text), record.signature)
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+        file.write(fields)
+        file.write(text)
     return pa.RecordBatch.from_pydict(columns, schema=INDEX)
 
 
@@ -156,12 +170,17 @@ class Findings:
 class Journal:
     """Rows of the index as they were handed back, batch by batch, so that work that was cut off goes on behind them."""
 
-    def __init__(self, folder: Path, key: str) -> None:
-        """Those of the same `key` are kept; others, and the records they name, are removed."""
-        self._folder, self._path = folder, folder / "journal"
+    def __init__(self, folder: Path, key: str, records: Place | None = None) -> None:
+        """Those of the same `key` are kept; others, and the records they name, are removed.
+
+        `records` is where the records are, if not in `folder` too.
+        """
+        self._place, self._path = records or Place(str(folder)), folder / "journal"
         known = self._path.is_file() and next(self._entries(), (b"", 0))[0] == key.encode()
         if not known:
             shutil.rmtree(folder, ignore_errors=True)
+            if self._place.remote:
+                self._place.clear()
             folder.mkdir(parents=True)
             self._append(key.encode())
 
@@ -169,9 +188,10 @@ class Journal:
         """The batches whose records are all there, in the order in which they were added; what follows is cut off."""
         entries = self._entries()
         _, whole = next(entries)
+        sizes = self._place.sizes()
         for data, end in entries:
             batch = pa.ipc.open_stream(data).read_next_batch()
-            if not self._has(batch):
+            if not _are_there(batch, sizes):
                 break
             whole = end
             yield batch
@@ -197,40 +217,35 @@ class Journal:
                     return
                 yield data, file.tell()
 
-    def _has(self, batch: pa.RecordBatch) -> bool:
-        columns = (batch[name].to_pylist() for name in ("part", "offset", "fields", "size"))
-        ends: dict[int, int] = {}
-        for part, offset, fields, size in zip(*columns, strict=True):
-            ends[part] = max(ends.get(part, 0), offset + fields + size)
-        files = {_file(self._folder, part): end for part, end in ends.items()}
-        return all(path.is_file() and path.stat().st_size >= end for path, end in files.items())
+
+def _are_there(batch: pa.RecordBatch, sizes: Mapping[str, int]) -> bool:
+    columns = (batch[name].to_pylist() for name in ("part", "offset", "fields", "size"))
+    ends: dict[int, int] = {}
+    for part, offset, fields, size in zip(*columns, strict=True):
+        ends[part] = max(ends.get(part, 0), offset + fields + size)
+    return all(sizes.get(file_of(part), -1) >= end for part, end in ends.items())
 
 
-class Records:
-    """Reads records by their place in the index."""
+WINDOW_ROWS, WINDOW_BYTES = 4_000, 32_000_000
+Where = tuple[int, int, int, int]
+"""part, offset, bytes of the fields, bytes of the text."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: dict[int, int] = {}
 
-    def __enter__(self) -> Records:
-        return self
+def read(place: Place, wanted: Sequence[Where]) -> Iterator[tuple[dict[str, Any], str]]:
+    """(fields, text) of records by their places in the index, in the order in which they are wanted."""
+    first = 0
+    while first < len(wanted):
+        stop, size = first, 0
+        while stop < len(wanted) and stop - first < WINDOW_ROWS and size < WINDOW_BYTES:
+            size += wanted[stop][2] + wanted[stop][3]
+            stop += 1
+        window = wanted[first:stop]
+        found = place.ranges([(file_of(part), at, fields + text) for part, at, fields, text in window])
+        for (_, _, fields, _), data in zip(window, found, strict=True):
+            yield json.loads(data[:fields]), data[fields:].decode(errors="ignore")
+        first = stop
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in self._files.values():
-            os.close(file)
 
-    def read(self, part: int, offset: int, fields: int, size: int) -> tuple[dict[str, Any], str]:
-        """(fields, text) of a record."""
-        if part not in self._files:
-            self._files[part] = os.open(_file(self._folder, part), os.O_RDONLY)
-        data = os.pread(self._files[part], fields + size, offset)
-        return json.loads(data[:fields]), data[fields:].decode()
-
-    def each(self, index: pa.Table) -> Iterator[tuple[dict[str, Any], str]]:
-        """(fields, text) of the rows of an index, in order."""
-        for batch in index.select(["part", "offset", "fields", "size"]).to_batches(max_chunksize=1_000):
-            for place in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield self.read(*place)
+def places(index: pa.Table) -> list[Where]:
+    """Where the records of rows of an index are."""
+    return list(zip(*(index[name].to_pylist() for name in ("part", "offset", "fields", "size")), strict=True))

@@ -1,27 +1,46 @@
 """tokenize: train the tokenizer on the training split, and write documents and dialogues as token shards.
 
-Workers read and encode slices of the corpus; here the parts are put together in the order of the corpus, source by
-source, so that the shards are the same bytes for any number of workers. Text is never held whole.
+Workers read and encode slices of the corpus and lay the ids down; here it is said in which order they stand, source by
+source, and workers copy them into the files of the shards. So these are the same bytes for any number of workers, and
+neither texts nor ids pass through here, but for the sample that the tokenizer learns from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm_core.artifacts import new_product, read_manifest
+from llm_core.artifacts import read_manifest
 from llm_core.cluster import Crew, crew
 from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
-from llm_core.data import bpe, vocabulary
+from llm_core.data import bpe, tables, vocabulary
 from llm_core.data.bpe import Tokenizer
-from llm_core.data.encoding import Comparison, Plan, encode_dialogues, encode_documents
-from llm_core.data.mixture import MixtureWriter, Sample, choose
-from llm_core.data.reading import Array, Survey, slices, survey, training_dialogues, training_documents
-from llm_core.data.shards import KINDS, SPLITS, ShardWriter, describe
+from llm_core.data.encoding import Comparison, Job, LaidConversations, Plan, lay_dialogues, lay_documents
+from llm_core.data.kit import Kit
+from llm_core.data.mixture import Mixture, Sample, choose
+from llm_core.data.reading import (
+    Array,
+    Slice,
+    Survey,
+    sampled_dialogues,
+    sampled_documents,
+    slices,
+    survey_dialogues,
+    survey_documents,
+    surveyed,
+)
+from llm_core.data.shards import KINDS, SPLITS, describe, write_offsets
+from llm_core.data.streams import Joining, Run, divided, join
 from llm_core.settings.tokenize import TokenizeConfig
+from llm_core.storage import products
+from llm_core.storage.places import Place
+from llm_core.storage.products import Blob
 
 ALONE_BYTES = 30_000_000
 """Below this many bytes of text, starting workers takes longer than encoding."""
@@ -33,26 +52,110 @@ TOLD_EVERY = 2_000_000
 
 def run(config: TokenizeConfig, *, corpus: Path, out: Path, scratch: Path, emit: Emit) -> Report:
     """Write the shards, with the tokenizer beside them."""
-    corpus = corpus.resolve()  # workers may have another current directory
+    corpus, scratch, url = corpus.resolve(), scratch.resolve(), config.storage.url  # workers may be somewhere else
+    products.begin(url)
     said = read_manifest(corpus, "corpus")["facts"].get("weights", {})
-    emit(Progress(0, None, "bytes", {"doing": "surveying the corpus"}))
-    found = survey(corpus, SPLITS)
-    total = int(found.size[found.source >= 0].sum())
-    weights = _weights(config, said, found)
-    tokenizer = _tokenizer(config, corpus, found, weights, emit)
-    facts: dict[str, Any] = {**describe(tokenizer), "tokenizer": config.tokenizer}
-    alone = total < ALONE_BYTES and config.cluster.kind == "processes"
+    away = url if config.cluster.kind == "dask" else None  # workers elsewhere see only the store
+    reading = _Reading.of(corpus, away)
+    alone = reading.weight < ALONE_BYTES and config.cluster.kind == "processes"
     many = crew(config.cluster.kind, config.cluster.address, 1 if alone else config.workers)
-    with new_product(out.resolve(), "shards", facts) as product, many as workers:
-        tokenizer.save(product / "tokenizer")
-        plan = _plan(config, tokenizer, product / "tokenizer", scratch, found, weights)
+    place, partial = products.scratch(away, scratch, "ids"), scratch / "partial"  # nothing in them is gone on with
+    facts: dict[str, Any] = {}
+    with (
+        _cleared(place, scratch),
+        many as workers,
+        products.new_product(out.resolve(), "shards", facts, partial=partial, url=url) as making,
+    ):
+        emit(Progress(0, None, "bytes", {"doing": "surveying the corpus"}))
+        found = reading.survey(workers)
+        weights = _weights(config, said, found)
+        tokenizer = _tokenizer(config, reading, found, weights, workers, emit)
+        facts |= {**describe(tokenizer), "tokenizer": config.tokenizer}
+        tokenizer.save(making.folder / "tokenizer")
+        plan = _plan(config, tokenizer, making.folder / "tokenizer", scratch, found, weights)
+        writing = _Writing(making, place, plan, _kit(plan, place) if away else None, facts["dtype"], workers, emit)
         counts = _Counts(tokenizer)
-        facts["splits"] = _documents(product, corpus, plan, counts, facts["dtype"], workers, total, emit)
+        facts["splits"] = _documents(reading, writing, counts, int(found.size[found.source >= 0].sum()))
         if not facts["splits"]["train"]["tokens"]:
             raise BadInput("tokenize: the corpus holds no documents to train on")
-        facts["dialogues"] = _dialogues(product, corpus, plan, counts, facts["dtype"], workers, emit)
+        facts["dialogues"] = _dialogues(reading, writing, counts)
         facts["empty_documents"] = counts.empty
     return _report(facts, tokenizer, counts, workers.table("bytes"))
+
+
+@contextmanager
+def _cleared(place: Place, scratch: Path) -> Iterator[None]:
+    """What was laid down is removed at the end, also after an error: a rerun encodes everything anew."""
+    try:
+        yield
+    finally:
+        products.cleared(place, scratch, "ids")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The corpus in slices, for workers."""
+
+    documents: list[Slice]
+    dialogues: list[Slice]
+    weight: int
+    """Bytes of the documents' table, uncompressed."""
+
+    @staticmethod
+    def of(corpus: Path, away: str | None) -> _Reading:
+        there = products.reachable(corpus, "corpus", away)
+        documents, dialogues = tables.parts(there, "documents"), tables.parts(there, "dialogues")
+        groups = (tables.metadata(file).row_group(n) for file in documents for n in range(_groups(file)))
+        weight = sum(group.total_byte_size for group in groups)
+        return _Reading(list(slices(*documents)), list(slices(*dialogues)), weight)
+
+    def survey(self, workers: Crew) -> Survey:
+        jobs = ((piece, SPLITS) for piece in self.documents)
+        found = workers.map(survey_documents, jobs, units=lambda _: 0)
+        return surveyed(chain(found, workers.map(survey_dialogues, self.dialogues, units=lambda _: 0)))
+
+    def texts(self, weights: Mapping[str, float], sample: Sample, workers: Crew) -> Iterator[str]:
+        """The sample's texts, those of documents first."""
+        jobs = ((piece, weights, sample) for piece in self.documents)
+        for texts in workers.map(sampled_documents, jobs, units=lambda _: 0):
+            yield from texts
+        for texts in workers.map(sampled_dialogues, ((p, sample) for p in self.dialogues), units=lambda _: 0):
+            yield from texts
+
+
+def _groups(file: Blob) -> int:
+    return int(tables.metadata(file).num_row_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """What writing documents and dialogues takes."""
+
+    making: products.Making
+    place: Place
+    plan: Plan
+    kit: Kit | None
+    dtype: str
+    workers: Crew
+    emit: Emit
+
+    def jobs(self, pieces: Iterable[Slice]) -> Iterator[Job]:
+        return (Job(piece, self.plan, self.place, self.kit) for piece in pieces)
+
+    def files(self, streams: Iterable[tuple[str, str, Sequence[Run]]]) -> None:
+        """Let workers write the files of streams, each given by its name, suffix and runs."""
+        jobs = (job for name, suffix, runs in streams for job in self._divided(name, suffix, runs))
+        for name, entry in self.workers.map(join, jobs, units=lambda _: 0):
+            self.making.add(name, entry)
+
+    def _divided(self, name: str, suffix: str, runs: Sequence[Run]) -> Iterator[Joining]:
+        return divided(name, suffix, runs, self.place, self.making.output)
+
+
+def _kit(plan: Plan, place: Place) -> Kit:
+    """What workers elsewhere need of the plan: the tokenizers."""
+    paths = {"tokenizer": plan.tokenizer[0]} | ({"reference": plan.reference[0]} if plan.reference else {})
+    return Kit.packed(paths, place.below("kit"))
 
 
 class _Counts:
@@ -73,7 +176,7 @@ def _weights(config: TokenizeConfig, said: Mapping[str, float], found: Survey) -
 
 
 def _tokenizer(
-    config: TokenizeConfig, corpus: Path, found: Survey, weights: Mapping[str, float], emit: Emit
+    config: TokenizeConfig, reading: _Reading, found: Survey, weights: Mapping[str, float], workers: Crew, emit: Emit
 ) -> Tokenizer:
     if config.tokenizer == "gpt2":
         return bpe.gpt2(config.gpt2_files, config.gpt2_cache)
@@ -83,18 +186,11 @@ def _tokenizer(
     train = found.train
     sample = choose(found.place[train], found.size[train], by_source[found.source[train]], config.sample_bytes)
     pattern = bpe.DIGITS1 if config.digits == "single" else bpe.GPT2
-    texts = _told(_training_texts(corpus, weights, sample), sample.size, emit)
+    texts = _told(reading.texts(weights, sample, workers), sample.size, emit)
     tokenizer = bpe.train(texts, config.vocab_size, pattern)
     if tokenizer.vocab_size < config.vocab_size:
         emit(Note(f"the corpus has pairs for {tokenizer.vocab_size} tokens only, not {config.vocab_size}"))
     return tokenizer
-
-
-def _training_texts(corpus: Path, weights: Mapping[str, float], sample: Sample) -> Iterator[str]:
-    for key, source, text in training_documents(corpus):
-        yield from sample.take(key, weights[source], [text])
-    for key, texts in training_dialogues(corpus):
-        yield from sample.take(key, 1.0, texts)
 
 
 def _told(texts: Iterable[str], total: int, emit: Emit) -> Iterator[str]:
@@ -132,44 +228,47 @@ def _plan(
     return Plan(here, weights, (reference, gpt2.digest), compared)
 
 
-def _documents(
-    product: Path, corpus: Path, plan: Plan, counts: _Counts, dtype: str, workers: Crew, total: int, emit: Emit
-) -> dict[str, dict[str, Any]]:
-    weights = {"train": plan.weights, "validation": {}}
-    writers = {split: MixtureWriter(product, split, dtype, weights[split]) for split in SPLITS}
+def _documents(reading: _Reading, writing: _Writing, counts: _Counts, total: int) -> dict[str, dict[str, Any]]:
+    weights = {"train": writing.plan.weights, "validation": {}}
+    mixtures = {split: Mixture(writing.dtype, weights[split]) for split in SPLITS}
     done, tokens = 0, 0
-    jobs = ((piece, plan) for piece in slices(corpus / "documents.parquet"))
-    for encoded in workers.map(encode_documents, jobs, units=lambda result: result.text_bytes):
-        for part in encoded.parts:
-            writers[part.split].add(part)
-            tokens += len(part.ids)
-        counts.uses += encoded.uses
-        counts.empty += encoded.empty
-        for source, comparison in encoded.compared.items():
+    jobs = writing.jobs(reading.documents)
+    for laid in writing.workers.map(lay_documents, jobs, units=lambda result: result.text_bytes):
+        for part in laid.parts:
+            mixtures[part.split].add(part)
+            tokens += int(part.lengths.sum())
+        counts.uses += laid.uses
+        counts.empty += laid.empty
+        for source, comparison in laid.compared.items():
             counts.compared.setdefault(source, Comparison()).add(comparison)
-        done += encoded.text_bytes
-        emit(Progress(done, total, "bytes", {"tokens": tokens, **workers.figures()}))
-    return {split: writer.close() for split, writer in writers.items()}
+        done += laid.text_bytes
+        writing.emit(Progress(done, total, "bytes", {"tokens": tokens, **writing.workers.figures()}))
+    streams = {split: mixture.stream() for split, mixture in mixtures.items()}
+    writing.files((split, "bin", stream.runs) for split, stream in streams.items())
+    for split, stream in streams.items():
+        write_offsets(writing.making.folder / f"{split}.offsets", stream.lengths)
+    return {split: stream.facts for split, stream in streams.items()}
 
 
-def _dialogues(
-    product: Path, corpus: Path, plan: Plan, counts: _Counts, dtype: str, workers: Crew, emit: Emit
-) -> dict[str, dict[str, Any]]:
-    writers = {split: ShardWriter(product, f"dialogues-{split}", dtype, extra=("mask", "kinds")) for split in SPLITS}
-    kinds = {split: np.zeros(len(KINDS), dtype=np.int64) for split in SPLITS}
-    jobs = ((piece, plan) for piece in slices(corpus / "dialogues.parquet"))
-    for found, uses in workers.map(encode_dialogues, jobs, units=lambda _: 0):
+def _dialogues(reading: _Reading, writing: _Writing, counts: _Counts) -> dict[str, dict[str, Any]]:
+    parts: dict[str, list[LaidConversations]] = {split: [] for split in SPLITS}
+    for found, uses in writing.workers.map(lay_dialogues, writing.jobs(reading.dialogues), units=lambda _: 0):
         for part in found:
-            writers[part.split].extend(part.ids, part.lengths, mask=part.mask, kinds=part.kinds)
-            kinds[part.split] += np.bincount(part.kinds, minlength=len(KINDS))
+            parts[part.split].append(part)
         counts.uses += uses
-        written = sum(writer.sequences for writer in writers.values())
-        emit(Progress(written, None, "dialogues", {"tokens": sum(writer.tokens for writer in writers.values())}))
+        written = sum(len(part.lengths) for of_split in parts.values() for part in of_split)
+        writing.emit(Progress(written, None, "dialogues"))
+    streams = [(f"dialogues-{split}", "bin", [part.ids for part in parts[split]]) for split in SPLITS]
+    streams += [(f"dialogues-{split}", "mask", [part.mask for part in parts[split]]) for split in SPLITS]
+    writing.files(streams)
     facts = {}
-    for split, writer in writers.items():
-        writer.close()
-        by_kind = dict(zip(KINDS, kinds[split].tolist(), strict=True))
-        facts[split] = {"dialogues": writer.sequences, "tokens": writer.tokens, "kinds": by_kind}
+    for split in SPLITS:
+        lengths = np.concatenate([np.zeros(0, "u4"), *(part.lengths for part in parts[split])])
+        kinds = np.concatenate([np.zeros(0, "u1"), *(part.kinds for part in parts[split])])
+        write_offsets(writing.making.folder / f"dialogues-{split}.offsets", lengths)
+        kinds.tofile(writing.making.folder / f"dialogues-{split}.kinds")
+        by_kind = dict(zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True))
+        facts[split] = {"dialogues": len(lengths), "tokens": int(lengths.sum()), "kinds": by_kind}
     return facts
 
 

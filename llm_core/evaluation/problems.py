@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from llm_core.data import tables
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.sources.problems import is_right, value
 from llm_core.evaluation.rows import Mode, Row
@@ -41,7 +42,7 @@ class HeldOutProblem:
 def held_out_problems(corpus: Path, most: int) -> list[HeldOutProblem]:
     """Checked problems of the validation split, the first `most` by id (ids are hashes, so this is a random choice)."""
     table = pq.read_table(
-        corpus / "dialogues.parquet",
+        tables.on_disk(corpus, "dialogues"),
         columns=["id", "messages", "check"],
         filters=[("split", "==", "validation"), ("kind", "==", "problem")],
     )

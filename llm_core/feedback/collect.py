@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from llm_core.artifacts import new_product
 from llm_core.contract import BadInput, Emit, Note, Progress, Report, Row
+from llm_core.data import tables
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.dialogue import encode_prompt
 from llm_core.data.sources.problems import is_right
@@ -152,7 +153,7 @@ def _simulate(
 
 def _problems(corpus: Path) -> list[dict[str, Any]]:
     """Checked dialogues set aside for feedback, sorted by id."""
-    rows = pq.read_table(corpus / "dialogues.parquet", filters=[("split", "==", "feedback")]).to_pylist()
+    rows = pq.read_table(tables.on_disk(corpus, "dialogues"), filters=[("split", "==", "feedback")]).to_pylist()
     return sorted((row for row in rows if row["check"] is not None), key=lambda row: str(row["id"]))
 
 
@@ -187,8 +188,7 @@ def _vote(problem: dict[str, Any], drawn: list[Answer], config: CollectConfig) -
 
 def _from_dataset(corpus: Path, config: CollectConfig, figures: dict[str, float]) -> list[Vote]:
     """The corpus's preference data; what cannot be used is counted in `figures` by its reason."""
-    path = corpus / "preferences.parquet"
-    rows = pq.read_table(path).to_pylist() if path.is_file() else []
+    rows = [row for path in tables.on_disk(corpus, "preferences") for row in pq.read_table(path).to_pylist()]
     refused: Counter[str] = Counter()
     said = {(_asked(row), row["chosen"], row["rejected"]) for row in rows}
     votes = []

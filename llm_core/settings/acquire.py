@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from llm_core.contract import Config
+from llm_core.settings.storage import StorageSettings, in_store
 from llm_core.settings.web import Slug, WebSource
 
 Holds = Literal["text", "dialogues", "preferences"]
@@ -108,7 +109,7 @@ class HuggingFaceSource(Config):
 
 
 class FilesSource(Config):
-    """Local files: html, txt, md, jsonl, json (an array of objects), parquet or warc, each also as .gz or .zst."""
+    """Files: html, txt, md, jsonl, json (an array of objects), parquet or warc, each also as .gz or .zst."""
 
     kind: Literal["files"]
     name: Slug
@@ -118,11 +119,24 @@ class FilesSource(Config):
     weight: Weight = 1.0
     """How many times over its training rows stand in the training stream: above 0, up to 1,000; 0.5 takes half."""
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders or patterns such as notes/**/*.md, relative to the workspace."""
+    """Files, folders or patterns such as notes/**/*.md, relative to the workspace, or URLs such as s3://bucket/notes/.
+
+    A URL's scheme is one that fsspec has a package for (s3: the extra [scale]); credentials come from the environment.
+    """
     holds: Holds = "text"
     """What a file or row is: text, dialogues or preferences."""
     columns: Columns = Columns()
     """Which columns of jsonl, json and parquet files hold what."""
+
+    @field_validator("paths")
+    @classmethod
+    def _are_paths_or_stores(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if path.startswith(("http://", "https://")):
+                raise ValueError("pages of the web are a source of kind web; paths are files or URLs of a store")
+            in_store(path)
+        return paths
+
     max_bytes: int = Field(default=50_000_000, ge=1_000, le=2_000_000_000)
     """Largest html, txt or md file that is read, bytes after decompression; a larger one is counted and left out."""
     limit: Limit = None
@@ -238,6 +252,8 @@ Source = Annotated[
 class AcquireConfig(Config):
     """What `acquire` reads."""
 
+    how: ClassVar[frozenset[str]] = Config.how | {"storage"}
+
     sources: tuple[Source, ...] = Field(default=(EmbeddedSource(), ProblemsSource()), min_length=1)
     """The sources; `kind` is embedded, problems, web, huggingface, files, common_crawl, wikipedia or bookcorpus. Their
     names must differ."""
@@ -245,6 +261,8 @@ class AcquireConfig(Config):
     """Folder of the crawl stores, one a web or Common Crawl source, relative to the workspace. It only grows."""
     refresh: bool = False
     """Ask again for pages that the store already holds; an unchanged page writes nothing."""
+    storage: StorageSettings = StorageSettings()
+    """Where the product's files lie; left out, the section `storage` of params.yaml says it."""
 
     @model_validator(mode="after")
     def _unique(self) -> AcquireConfig:

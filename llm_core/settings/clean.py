@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from llm_core.contract import Config
 from llm_core.settings.cluster import ClusterSettings
+from llm_core.settings.storage import StorageSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
@@ -234,7 +235,7 @@ def _embedded() -> dict[str, SourceSettings]:
 class CleanConfig(Config):
     """What `clean` does with the raw data."""
 
-    how: ClassVar[frozenset[str]] = Config.how | {"workers", "cluster"}
+    how: ClassVar[frozenset[str]] = Config.how | {"workers", "cluster", "storage"}
 
     default: SourceSettings = SourceSettings()
     """Settings of every source that `sources` does not name."""
@@ -263,6 +264,8 @@ class CleanConfig(Config):
     """Worker processes, up to 1024; 0 takes all cores. The corpus is the same for any number."""
     cluster: ClusterSettings = ClusterSettings()
     """Where the workers are; left out, the section `cluster` of params.yaml says it."""
+    storage: StorageSettings = StorageSettings()
+    """Where the product's files lie; left out, the section `storage` of params.yaml says it."""
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> CleanConfig:

@@ -15,7 +15,8 @@ class ClusterSettings(Config):
     kind: Literal["processes", "dask"] = "processes"
     """processes: those of this machine; dask: the workers of the scheduler at `address` (needs the extra [scale])."""
     address: Annotated[str, Field(pattern=r"^(tcp|tls|ws|wss|ucx)://.+:\d+$")] | None = None
-    """The Dask scheduler, for example tcp://10.0.0.5:8786; its workers see the workspace under the same path."""
+    """The Dask scheduler, for example tcp://10.0.0.5:8786; its workers see the workspace under the same path, or the
+    store that the section `storage` names."""
 
     @model_validator(mode="after")
     def _dask_has_an_address(self) -> ClusterSettings:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from llm_core.contract import Config
 from llm_core.settings.cluster import ClusterSettings
+from llm_core.settings.storage import StorageSettings
 
 Weight = Annotated[float, Field(gt=0, le=1_000)]
 
@@ -16,7 +17,7 @@ Weight = Annotated[float, Field(gt=0, le=1_000)]
 class TokenizeConfig(Config):
     """Which tokenizer, how it is trained, and how often each source is read."""
 
-    how: ClassVar[frozenset[str]] = Config.how | {"workers", "cluster"}
+    how: ClassVar[frozenset[str]] = Config.how | {"workers", "cluster", "storage"}
 
     tokenizer: Literal["own", "gpt2", "folder"] = "own"
     """own: a byte-level BPE trained on the corpus; gpt2: the 50,257 tokens of GPT-2; folder: one made before."""
@@ -44,6 +45,8 @@ class TokenizeConfig(Config):
     """Worker processes, up to 1024; 0 takes all cores. The shards are the same for any number."""
     cluster: ClusterSettings = ClusterSettings()
     """Where the workers are; left out, the section `cluster` of params.yaml says it."""
+    storage: StorageSettings = StorageSettings()
+    """Where the product's files lie; left out, the section `storage` of params.yaml says it."""
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> TokenizeConfig:

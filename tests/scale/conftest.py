@@ -64,6 +64,10 @@ class DaskProcesses:
     folder: Path
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     address: str = ""
+    options: tuple[str, ...] = ()
+    """Further options of workers."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Further variables of their environment."""
 
     def start(self, count: int = 2) -> DaskProcesses:
         self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
@@ -77,7 +81,7 @@ class DaskProcesses:
         return self
 
     def add_worker(self) -> subprocess.Popen[bytes]:
-        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1", *self.options)
         self.workers.append(self._start("worker", self.address, *options))
         return self.workers[-1]
 
@@ -91,7 +95,7 @@ class DaskProcesses:
         here = str(Path(__file__).parents[2])  # functions of the tests are sent by name
         environment = os.environ | {
             "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "1h", "PYTHONPATH": here,
-        }  # fmt: skip
+        } | self.environment  # fmt: skip
         with open(self.folder / f"{name}.log", "wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", f"distributed.cli.dask_{what}", *options],
@@ -100,6 +104,12 @@ class DaskProcesses:
                 cwd=self.folder,
                 env=environment,
             )
+
+
+@pytest.fixture
+def dask_processes() -> type[DaskProcesses]:
+    """To start a cluster of another kind than `dask`."""
+    return DaskProcesses
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from llm_core import cluster
 from llm_core.contract import BadInput, Event, Note, Progress
 from llm_core.data.spill import Journal
 from llm_core.settings.cluster import ClusterSettings
+from llm_core.storage.places import Place
 
 
 def double(number: int) -> int:
@@ -146,7 +147,8 @@ def test_a_journal_gives_what_is_whole(tmp_path: Path) -> None:
     folder = tmp_path / "records"
     journal = Journal(folder, "key")
     records = [spill.Record(0, f"u{n}", "text", "ab", None) for n in range(3)]
-    first, second = spill.write(folder, 0, records), spill.write(folder, 0, records)
+    place = Place(str(folder))
+    first, second = spill.write(place, 0, records), spill.write(place, 0, records)
     journal.add(first)
     journal.add(second)
     whole = (folder / "journal").read_bytes()

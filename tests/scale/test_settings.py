@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from llm_core.contract import BadInput
 from llm_core.data import spill
 from llm_core.settings.cluster import ClusterSettings
-from tasks.params import CLUSTER_VARIABLE
+from llm_core.storage.places import Place
+from tasks.params import CLUSTER_VARIABLE, STORAGE_VARIABLE
 from tasks.workspace import Workspace
 
 
@@ -66,19 +68,37 @@ def test_threads_of_a_worker_write_to_files_of_their_own(tmp_path: Path) -> None
     from concurrent.futures import ThreadPoolExecutor
     from threading import Barrier
 
-    together = Barrier(4)
+    together, place = Barrier(4), Place(str(tmp_path))
 
     def lay_down(number: int) -> object:
         together.wait()
         record = spill.Record(0, f"u{number}", f"text {number}" * 500, "ab", None, fields={"n": number})
-        return spill.write(tmp_path, 0, [record] * 20)
+        return spill.write(place, 0, [record] * 20)
 
     with ThreadPoolExecutor(4) as pool:
         batches = list(pool.map(lay_down, range(4)))
     assert len({batch["part"][0].as_py() for batch in batches}) == 4
-    with spill.Records(tmp_path) as records:
-        import pyarrow as pa
+    for number, batch in enumerate(batches):
+        found = list(spill.read(place, spill.places(pa.Table.from_batches([batch]))))
+        assert found == [({"n": number}, f"text {number}" * 500)] * 20
 
-        for number, batch in enumerate(batches):
-            found = list(records.each(pa.Table.from_batches([batch])))
-            assert found == [({"n": number}, f"text {number}" * 500)] * 20
+
+def test_the_section_storage_says_where_files_lie_and_makes_nothing_stale(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_core.pipeline import stage
+
+    verbs = ("acquire", "clean", "tokenize")
+    space = write(place, storage={"url": "s3://bucket/a"})
+    assert [space.config(verb).storage.url for verb in verbs] == ["s3://bucket/a"] * 3
+    before = Workspace.at(place).fingerprint(stage("clean"), {})
+    assert write(place, storage={"url": "s3://bucket/b"}).fingerprint(stage("clean"), {}) == before
+    monkeypatch.setenv(STORAGE_VARIABLE, "s3://bucket/c")
+    assert write(place, storage={}).config("clean").storage.url == "s3://bucket/c"
+    monkeypatch.delenv(STORAGE_VARIABLE)
+    with pytest.raises(BadInput, match=r"params.yaml: storage.url = 'bucket'"):
+        write(place, storage={"url": "bucket"})
+    for secret in ("s3://me:hushhush@bucket/a", "s3://bucket/a?token=hushhush"):
+        with pytest.raises(BadInput, match=r"storage\.url") as told:
+            write(place, storage={"url": secret})
+        assert "hushhush" not in str(told.value)

@@ -1,7 +1,10 @@
-"""Local files as a source: html, txt and md are one document each; jsonl, json and parquet hold rows, warc pages.
+"""Files as a source, of this machine or of a store.
+
+html, txt and md are one document each; jsonl, json and parquet hold rows, warc pages.
 
 Every one may be compressed (.gz, .zst). A malformed row ends the run with its file and line, because a run that goes on
-would lose an unknown part; a file that cannot be read as a whole is counted, named in the report, and left out.
+would lose an unknown part; a file that cannot be read as a whole is counted, named in the report, and left out. A file
+of a store is copied to a temporary file while it is read, one at a time.
 """
 
 from __future__ import annotations
@@ -10,9 +13,11 @@ import gzip
 import io
 import json
 import os
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -26,6 +31,7 @@ from llm_core.data.extract import decode
 from llm_core.data.packed import whole
 from llm_core.data.sources.archives import Archive
 from llm_core.data.sources.rows import Columns, Row, shape
+from llm_core.storage.places import is_url, place_of, told
 
 WHOLE = {".txt": "text/plain", ".md": "text/markdown", ".html": "text/html", ".htm": "text/html"}
 ROWS = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
@@ -52,6 +58,36 @@ class FilesOptions:
     max_bytes: int = 50_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file by the name it is known by, a path or a URL; `version` changes with its bytes."""
+
+    shown: str
+    version: str = field(compare=False)
+    here: Path = field(compare=False, default=Path())
+    """Where its bytes are on this machine."""
+
+    def __str__(self) -> str:
+        return self.shown
+
+    @property
+    def name(self) -> str:
+        """Its name in its folder."""
+        return self.shown.rpartition("/")[2]
+
+    @contextmanager
+    def fetched(self) -> Iterator[SourceFile]:
+        """The file with its bytes on this machine."""
+        if not is_url(self.shown):
+            yield self
+            return
+        place, name = place_of(self.shown)
+        with tempfile.TemporaryDirectory(prefix="groundup-file-") as folder:
+            path = Path(folder, self.name)
+            place.fetch(name, path)
+            yield SourceFile(self.shown, self.version, path)
+
+
 class FileRows:
     """Raw rows of all files, in the order of their names: a `Resumable`."""
 
@@ -69,16 +105,15 @@ class FileRows:
     @property
     def facts(self) -> dict[str, Any]:
         """How many files are read, and which types lie beside them unread."""
-        ignored = Counter(path.suffix.lower() or "no suffix" for path in self._ignored)
+        ignored = Counter(Path(file.name).suffix.lower() or "no suffix" for file in self._ignored)
         return {"files": len(self._files), "ignored files": dict(sorted(ignored.items()))}
 
     @property
     def key(self) -> str:
         """The options with names, sizes and dates of the files."""
         hasher = xxhash.xxh3_128()
-        for path in self._files:
-            known = path.stat()
-            hasher.update(f"{path}\0{known.st_size}\0{known.st_mtime_ns}\0".encode(errors="replace"))
+        for file in self._files:
+            hasher.update(f"{file}\0{file.version}\0".encode(errors="replace"))
         return json.dumps([asdict(self.options), hasher.hexdigest()])
 
     def state(self) -> Any:
@@ -91,18 +126,21 @@ class FileRows:
         self.unreadable = list(start["unreadable"])
         for number in range(start["file"], len(self._files)):
             seen = start["row"] if number == start["file"] else 0
-            path = self._files[number]
             self._file, self._row = number, 0
-            if suffix(path) in ROWS:
-                yield from shape(
-                    self._behind(self._table(path), seen),
-                    self.options.holds,
-                    self.options.columns,
-                    place=lambda path=path: f"{path}, {_unit(path)} {self._row}",  # type: ignore[misc]
-                    skipped=self.skipped,
-                )
-            else:
-                yield from self._behind(self._pages(path) if suffix(path) in ARCHIVES else self._whole(path), seen)
+            with self._files[number].fetched() as file:
+                yield from self._rows_of(file, seen)
+
+    def _rows_of(self, path: SourceFile, seen: int) -> Iterator[Row]:
+        if suffix(path) in ROWS:
+            yield from shape(
+                self._behind(self._table(path), seen),
+                self.options.holds,
+                self.options.columns,
+                place=lambda: f"{path}, {_unit(path)} {self._row}",
+                skipped=self.skipped,
+            )
+        else:
+            yield from self._behind(self._pages(path) if suffix(path) in ARCHIVES else self._whole(path), seen)
 
     def _behind(self, rows: Iterator[Row], seen: int) -> Iterator[Row]:
         """The rows after the line or row `seen`."""
@@ -110,7 +148,7 @@ class FileRows:
             if self._row > seen:
                 yield row
 
-    def _table(self, path: Path) -> Iterator[Row]:
+    def _table(self, path: SourceFile) -> Iterator[Row]:
         kind = suffix(path)
         try:
             if kind == ".parquet":
@@ -122,16 +160,16 @@ class FileRows:
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             raise BadInput(f"{path}, {_unit(path)} {self._row + 1}: cannot be read ({error})") from error
 
-    def _json_lines(self, path: Path) -> Iterator[Row]:
-        with opened(path) as file:
+    def _json_lines(self, path: SourceFile) -> Iterator[Row]:
+        with opened(path.here) as file:
             for self._row, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
                 if len(line) > MAX_LINE_BYTES:
                     raise BadInput(f"{path}, line {self._row}: longer than {MAX_LINE_BYTES:,} bytes")
                 if line.strip():
                     yield _object(line, f"{path}, line {self._row}")
 
-    def _json_array(self, path: Path) -> Iterator[Row]:
-        with opened(path) as file:
+    def _json_array(self, path: SourceFile) -> Iterator[Row]:
+        with opened(path.here) as file:
             try:
                 values = json.loads(whole(file, MAX_ARRAY_BYTES))
             except (ValueError, RecursionError) as error:
@@ -143,23 +181,23 @@ class FileRows:
                 raise BadInput(f"{path}, item {self._row}: a JSON object is needed, not {type(value).__name__}")
             yield value
 
-    def _parquet(self, path: Path) -> Iterator[Row]:
+    def _parquet(self, path: SourceFile) -> Iterator[Row]:
         packed = path.name.lower().endswith(PACKED)
         with (
-            opened(path) as handle,
-            pq.ParquetFile(pa.BufferReader(whole(handle, MAX_ARRAY_BYTES)) if packed else path) as file,
+            opened(path.here) as handle,
+            pq.ParquetFile(pa.BufferReader(whole(handle, MAX_ARRAY_BYTES)) if packed else path.here) as file,
         ):
             for batch in file.iter_batches(1_000):
                 for row in batch.to_pylist():
                     self._row += 1
                     yield row
 
-    def _whole(self, path: Path) -> Iterator[Row]:
+    def _whole(self, path: SourceFile) -> Iterator[Row]:
         """A file as one document; one that cannot be read is counted."""
         self._row = 1
         limit = self.options.max_bytes
         try:
-            with opened(path) as file:
+            with opened(path.here) as file:
                 data = file.read(limit + 1)
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             self._leave_out(path, str(error) or type(error).__name__)
@@ -172,11 +210,11 @@ class FileRows:
         else:
             kind = WHOLE.get(suffix(path), "text/plain")
             title = None if kind == "text/html" else Path(_unpacked(path.name)).stem
-            yield {"url": path.as_posix(), "title": title, "text": text, "content_type": kind}
+            yield {"url": path.shown, "title": title, "text": text, "content_type": kind}
 
-    def _pages(self, path: Path) -> Iterator[Row]:
+    def _pages(self, path: SourceFile) -> Iterator[Row]:
         """The responses in a WARC file; its broken records are counted."""
-        archive = Archive(path, max_bytes=self.options.max_bytes)
+        archive = Archive(path.here, max_bytes=self.options.max_bytes)
         for page in archive.pages():
             self._row += 1
             if page.status == 200:
@@ -188,10 +226,10 @@ class FileRows:
         if archive.faults == [] and not self._row:
             self._leave_out(path, "no response records", archive.records)
 
-    def _leave_out(self, path: Path, problem: str, records: int = 0) -> None:
+    def _leave_out(self, path: SourceFile, problem: str, records: int = 0) -> None:
         self.skipped["unreadable"] += 1
         if len(self.unreadable) < MAX_NAMED:
-            self.unreadable.append({"file": path.as_posix(), "problem": problem, "records": records})
+            self.unreadable.append({"file": path.shown, "problem": problem, "records": records})
 
 
 def _object(line: bytes, place: str) -> Mapping[str, Any]:
@@ -204,7 +242,7 @@ def _object(line: bytes, place: str) -> Mapping[str, Any]:
     return row
 
 
-def _unit(path: Path) -> str:
+def _unit(path: SourceFile) -> str:
     return {".jsonl": "line", ".ndjson": "line", ".json": "item"}.get(suffix(path), "row")
 
 
@@ -213,7 +251,7 @@ def _unpacked(name: str) -> str:
     return name[: lower.rindex(".")] if lower.endswith(PACKED) else name
 
 
-def suffix(path: Path) -> str:
+def suffix(path: Path | SourceFile) -> str:
     """What a file holds by its name, in lower case: .html for page.HTML.gz."""
     return Path(_unpacked(path.name)).suffix.lower()
 
@@ -228,27 +266,52 @@ def opened(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def find(patterns: Iterable[str], source: str = "files") -> tuple[list[Path], list[Path]]:
+def find(patterns: Iterable[str], source: str = "files") -> tuple[list[SourceFile], list[SourceFile]]:
     """(files of known types that the patterns name, other files there), each once, sorted.
 
     A file that is named itself, not found in a folder or by a pattern, is read whatever its type, as plain text if the
     type is unknown. Raises `BadInput` naming a pattern that matches nothing or a folder that cannot be listed.
     """
-    found: set[Path] = set()
-    ignored: set[Path] = set()
+    found: set[SourceFile] = set()
+    ignored: set[SourceFile] = set()
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_file():
-            found.add(path)
+        if not is_url(pattern) and Path(pattern).is_file():
+            found.add(_on_disk(Path(pattern)))
             continue
-        root = Path(path.anchor) if path.is_absolute() else Path()
-        present = _inside(path) if path.is_dir() else [p for p in root.glob(str(path.relative_to(root))) if p.is_file()]
+        present = list(_in_store(pattern) if is_url(pattern) else _matching(Path(pattern)))
+        if [file.shown for file in present] == [pattern]:
+            found.add(present[0])
+            continue
         known = {p for p in present if suffix(p) in WHOLE or suffix(p) in ROWS or suffix(p) in ARCHIVES}
         if not known:
             raise BadInput(f"acquire.sources: {source!r}: paths: {pattern!r} matches no file of type {KINDS}")
         found |= known
         ignored |= set(present) - known
-    return sorted(found), sorted(ignored - found)
+    order = lambda file: file.shown.split("/")  # noqa: E731  (folder by folder)
+    return sorted(found, key=order), sorted(ignored - found, key=order)
+
+
+def _on_disk(path: Path) -> SourceFile:
+    known = path.stat()
+    return SourceFile(path.as_posix(), f"{known.st_size}\0{known.st_mtime_ns}", path)
+
+
+def _matching(path: Path) -> Iterator[SourceFile]:
+    root = Path(path.anchor) if path.is_absolute() else Path()
+    present = _inside(path) if path.is_dir() else [p for p in root.glob(str(path.relative_to(root))) if p.is_file()]
+    return map(_on_disk, present)
+
+
+def _in_store(pattern: str) -> Iterator[SourceFile]:
+    """The file, the files of a folder, or those that a pattern names, in a store."""
+    scheme = pattern.partition("://")[0]
+    with told(pattern) as store:
+        bare = store._strip_protocol(pattern)
+        there = store.glob(bare, detail=True) if any(mark in bare for mark in "*?[") else store.find(bare, detail=True)
+    for name, about in there.items():
+        if about["type"] == "file":
+            version = about.get("ETag") or about.get("etag") or about.get("mtime") or about.get("created")
+            yield SourceFile(f"{scheme}://{name}", f"{about['size']}\0{version}")
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from llm_core.artifacts import write_atomic
+from llm_core.data import tables
 
 NGRAM = 13
 NEAREST = 12  # distractors are drawn from so many answers of nearest length
@@ -72,11 +73,12 @@ class _Asked:
 
 def generate(corpus: Path, *, choices: int, cloze: int, seed: int) -> Benchmark:
     """At most so many items of each kind; the same corpus and seed give the same items."""
-    dialogues = pq.read_table(corpus / "dialogues.parquet", columns=["id", "split", "kind", "messages"]).to_pylist()
+    columns = ["id", "split", "kind", "messages"]
+    dialogues = pq.read_table(tables.on_disk(corpus, "dialogues"), columns=columns).to_pylist()
     held_out = [_asked(row) for row in dialogues if row["split"] == "validation" and row["kind"] == "docstring"]
     asked = sorted((item for item in held_out if item.answer), key=lambda item: item.id)
     trained = [_asked(row) for row in dialogues if row["split"] == "train"]
-    blanks = _blanks(corpus / "documents.parquet", seed)
+    blanks = _blanks(corpus, seed)
     needles = {ngram for item in asked for ngram in _ngrams(item.answer)} | {_last_words(item) for item in blanks}
     seen = _found(needles, [*_training_pages(corpus), *(f"{item.question}\n{item.answer}" for item in trained)])
     known = {(_normal(item.question), _normal(item.answer)) for item in trained}
@@ -116,13 +118,14 @@ def _found(needles: set[str], texts: Iterable[str]) -> set[str]:
 
 
 def _training_pages(corpus: Path) -> Iterator[str]:
-    return (text for split, text, _ in _pages(corpus / "documents.parquet") if split == "train")
+    return (text for split, text, _ in _pages(corpus) if split == "train")
 
 
-def _pages(path: Path) -> Iterator[tuple[str, str, str]]:
+def _pages(corpus: Path) -> Iterator[tuple[str, str, str]]:
     """(split, text, id) of every page."""
-    for batch in pq.ParquetFile(path).iter_batches(512, columns=["split", "text", "id"]):
-        yield from zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True)
+    for path in tables.on_disk(corpus, "documents"):
+        for batch in pq.ParquetFile(path).iter_batches(512, columns=["split", "text", "id"]):
+            yield from zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True)
 
 
 def _choices(asked: Sequence[_Asked], wanted: int, seed: int) -> Iterator[Choice]:
@@ -143,10 +146,10 @@ def _choices(asked: Sequence[_Asked], wanted: int, seed: int) -> Iterator[Choice
         yield Choice(item.id, item.question, tuple(choices), choices.index(item.answer))
 
 
-def _blanks(path: Path, seed: int) -> list[Cloze]:
+def _blanks(corpus: Path, seed: int) -> list[Cloze]:
     """Sentences of held-out pages with enough words before them, a few of each page, in a random order."""
     items = []
-    for split, text, page in _pages(path):
+    for split, text, page in _pages(corpus):
         if split == "validation":
             ends = [match for match in _SENTENCE_END.finditer(text) if _enough(text, match.start())]
             for match in random.Random(f"{seed}:{page}").sample(ends, min(PER_PAGE, len(ends))):

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_core.data import mixture
-from llm_core.data.mixture import MixtureWriter, Part, Sample, choose, copies, place_of
+from llm_core.data import streams
+from llm_core.data.mixture import LaidPart, Mixture, Sample, choose, copies, place_of
+from llm_core.storage.places import Place
+from llm_core.storage.products import Output
 
 KEYS = [f"document {number}" for number in range(20_000)]
 
@@ -102,23 +104,37 @@ def test_the_stream_is_source_by_source_and_pass_by_pass(
 ) -> None:
     folder: Path = tmp_path_factory.mktemp("mixture")
     by_name = dict(zip("abc", weights, strict=True))
-    writer = MixtureWriter(folder, "train", "<u2", by_name)
+    mixture, place = Mixture("<u2", by_name), Place(str(folder / "laid"))
     expected: list[tuple[str, int, int, list[int]]] = []
     for number, (source, ids) in enumerate(rows):
         times = copies(f"{number}", by_name[source])
         if times:
             more = times > int(by_name[source])
-            writer.add(Part(source, "train", np.array(ids, "<u2"), np.array([len(ids)]), np.array([more]), 5, 5 * more))
+            name, (_, at) = streams.lay(place, [np.zeros(3, "<u2"), np.array(ids, "<u2")])
+            mixture.add(LaidPart(source, "train", name, at, np.array([len(ids)]), np.array([more]), 5, 5 * more))
         expected += [(source, turn, number, ids) for turn in range(times)]
+    found = mixture.stream()
+    facts = found.facts
+    (folder / "out").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixture, "CHUNK_TOKENS", chunk)
-        facts = writer.close()
+        patch.setattr(streams, "FILE_BYTES", 2 * chunk)
+        patch.setattr(streams, "WINDOW_BYTES", 3)
+        output = Output(str(folder / "out"), str(folder / "partial"))
+        names = [streams.join(job)[0] for job in streams.divided("train", "bin", found.runs, place, output)]
+    files = [np.fromfile(folder / "out" / name, "<u2") for name in names]
+    assert {len(file) for file in files[:-1]} <= {chunk}
     expected.sort(key=lambda row: row[:3])
-    assert np.fromfile(folder / "train.bin", "<u2").tolist() == [token for *_, ids in expected for token in ids]
-    offsets = np.fromfile(folder / "train.offsets", "<u8")
-    assert np.diff(offsets).tolist() == [len(ids) for *_, ids in expected]
+    tokens = [token for *_, ids in expected for token in ids]
+    assert np.concatenate(files).tolist() == tokens
+    joined = streams.Joined(files)
+    assert len(joined) == len(tokens)
+    for start in range(0, len(tokens), 5):
+        assert joined[start : start + 7].tolist() == tokens[start : start + 7]
+        assert joined[start] == tokens[start]
+    assert found.lengths.tolist() == [len(ids) for *_, ids in expected]
     assert (facts["documents"], facts["bytes"]) == (len(expected), 5 * len(expected))
     for source, (low, high) in facts["sources"].items():
         assert [row[0] for row in expected[low:high]] == [source] * (high - low)
         assert facts["mixture"][source]["stream_documents"] == high - low
-    assert sorted(path.name for path in folder.iterdir()) == ["train.bin", "train.offsets"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(names)
+    assert not list((folder / "partial").iterdir())
