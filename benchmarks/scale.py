@@ -126,6 +126,7 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     cleaning = CleanConfig(workers=2, cluster=kind)
     report = clean.run(cleaning, raw=raw, out=folder / "corpus", emit=lambda _: None, **inputs)
     cleaned, clean_peak = time.perf_counter(), peak_of() / 1e6
+    tokenize.ALONE_BYTES = 0  # two processes of the pool, as with a larger corpus
     tokenizing = TokenizeConfig(vocab_size=1024, sample_bytes=100_000, workers=2, cluster=kind)
     tokenize.run(
         tokenizing, corpus=folder / "corpus", out=folder / "shards", scratch=folder / "scratch", emit=lambda _: None
