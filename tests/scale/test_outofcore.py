@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from llm_core.data import dedup, neardup, spill
 from llm_core.data.minhash import BYTES, FUNCTIONS, LOOKS, Signatures, band_keys
+from llm_core.storage.places import Place
 
 
 def signatures(count: int, seed: int, copied: float = 0.3) -> Signatures:
@@ -124,7 +125,7 @@ def test_the_index_is_the_same_from_batches_of_any_size(tmp_path: Path, each: in
         )
         for number in range(300)
     ]
-    batch = spill.write(tmp_path, 0, records)
+    batch = spill.write(Place(str(tmp_path)), 0, records)
     (tmp_path / "found").mkdir()
     findings = spill.Findings(tmp_path / "found")
     for start in range(0, 300, each):
