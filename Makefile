@@ -35,6 +35,7 @@ check: install
 	@$(BIN)/python -m tasks.dvcfile --check
 	@$(BIN)/python -m tasks.readme --check
 	@$(BIN)/python -m benchmarks.readme --check
+	@$(BIN)/python -m benchmarks.scale_model --check
 	@$(BIN)/python docs/draw_pipeline.py --check
 
 up: install

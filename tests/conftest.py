@@ -69,9 +69,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[
     space = experiments.make_workspace(root, folder, params.dump(tiny), cache=folder / ".dvc" / "cache")
     for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PREFECT_HOME"):
         os.environ.pop(variable, None)
-    servers.ensure(folder)
-    yield space
-    servers.stop(folder)
+    try:
+        servers.ensure(folder)
+        yield space
+    finally:
+        servers.stop(folder)
 
 
 @pytest.fixture(scope="session")
