@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flows import looking
+from llm_core import artifacts
 from llm_core.contract import BadInput
 from tasks import experiments
 from tasks.workspace import Workspace
@@ -52,9 +53,8 @@ def dropped(space: Workspace) -> list[dict[str, Any]]:
     about = {"source": "site", "what": "documents", "digest": "0", "excerpt": "..", "cluster": None}
     reasons = ["no_text", "duplicate", "no_text"]
     rows = [about | {"url": f"http://x/{number}", "reason": reason} for number, reason in enumerate(reasons)]
-    folder = space.product("corpus")
-    folder.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "dropped.parquet")
+    with artifacts.new_product(space.product("corpus"), "corpus", {}) as folder:
+        pq.write_table(pa.Table.from_pylist(rows), folder / "dropped.parquet")
     return rows
 
 
