@@ -257,16 +257,26 @@ def _wait_until_ready(project: Path, server: Server) -> None:
     log = project / ".run" / f"{server.name}.log"
     while time.monotonic() < deadline:
         state = _state(project, server)
-        process = _running(project, server)
-        if process is None:
+        process, port = _running(project, server), int(state["port"])
+        taken = bool(server.health) and _open(port)  # before it is asked who listens: it may begin just now
+        if process is None or (taken and not _listens(process, port)):
             attempts -= 1
-            if attempts == 0 or not server.health or free_port(int(state["port"])) == int(state["port"]):
+            if attempts == 0 or not taken:
                 raise ServerFailed(f"{server.name}: its server ended at once; see {log}")
+            if process is not None:
+                _end_tree(process)  # it lives without the port, as Prefect's worker does
             _start(project, server)
-        elif not server.health or (answers(state["url"] + server.health) and _listens(process, int(state["port"]))):
+        elif not server.health or (taken and answers(state["url"] + server.health)):
             return
         time.sleep(0.2)
     raise ServerFailed(f"{server.name}: no answer from {state['url']} within {PATIENCE_S:.0f} s; see {log}")
+
+
+def _open(port: int) -> bool:
+    """Whether anybody listens there. To try and bind it would be in the way of a server that does so at this moment."""
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def _listens(process: psutil.Process, port: int) -> bool:

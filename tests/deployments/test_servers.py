@@ -68,19 +68,25 @@ class Healthy(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 http.server.HTTPServer.allow_reuse_address = False
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+try:
+    http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+except OSError:
+    if sys.argv[2] == "lives on":
+        time.sleep(600)
+    raise
 """
 
 
+@pytest.mark.parametrize("without_a_port", ["lives on", "ends"])
 def test_two_projects_that_found_the_same_port_free_get_a_server_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_a_port: str
 ) -> None:
     """Both start before either listens; the one that comes second must neither fail nor take the other for its own."""
     with socket.socket() as free:
         free.bind((servers.HOST, 0))
         wanted = servers.Server("mlflow", free.getsockname()[1], "/health", "", "")
     line = [sys.executable, "-c", SLOW_SERVER]
-    monkeypatch.setattr(servers, "command", lambda folder, server, port: ([*line, str(port)], {}))
+    monkeypatch.setattr(servers, "command", lambda folder, server, port: ([*line, str(port), without_a_port], {}))
     projects = [tmp_path / "one", tmp_path / "two"]
     try:
         for project in projects:
