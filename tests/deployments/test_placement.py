@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -87,7 +88,9 @@ class Server:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
         environment = self.environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
         with open(folder / "worker.log", "wb") as log:
-            return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_heed_interrupts
+            )
 
     def online(self, pool: str) -> set[str]:
         found = self.ask(f"work_pools/{pool}/workers/filter", {})
@@ -98,6 +101,11 @@ class Server:
         command = [sys.executable, str(SCRIPT), *map(str, arguments)]
         environment = self.environment | more
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _heed_interrupts() -> None:
+    """Prefect ends its worker by SIGINT, which what a shell starts in the background ignores, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(reached: Callable[[], Any]) -> Any:
@@ -152,7 +160,11 @@ def machines(server: Server) -> Iterator[Server]:
         for worker in workers:
             worker.terminate()
         for worker in workers:
-            worker.wait(60)
+            try:
+                worker.wait(60)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
 
 
 def space_with(root: Path, folder: Path, placement: dict[str, Any] | None) -> Workspace:
