@@ -104,7 +104,7 @@ class Server:
 
 
 def _heed_interrupts() -> None:
-    """Prefect ends its worker by SIGINT, which what a shell starts in the background ignores, and so do its children."""
+    """Prefect ends its worker by SIGINT, which a shell lets its background jobs, and so their children, ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
