@@ -55,7 +55,12 @@ _SUBREAPER = 36
 
 
 def run(job: str, folder: Path, times: float) -> dict[str, Any]:
-    """Run a job on `times` the corpus; what it cost."""
+    """Run a job on `times` the corpus; what it cost.
+
+    Raises RuntimeError where this process has other children: all that end are counted, and waited for.
+    """
+    if psutil.Process().children():
+        raise RuntimeError("a job is measured by a process that has no other children")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SUBREAPER, 1)
     shutil.rmtree(folder / "job", ignore_errors=True)
