@@ -49,6 +49,7 @@ STORY = {
     "prefect automation ls": r"new data starts a build",
     "prefect flow-run ls": r"COMPLETED",
     "prefect global-concurrency-limit inspect gpu": r"active_slots|Active Slots|gpu",
+    "groundup gc --dry-run": r"would remove: 0 experiments",
     "dvc remote add --default store s3://dvc/groundup": r"",
     "git add --all": r"",
     'git commit --quiet --message "Where products are"': r"",
