@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_core.train.launch import JOB, _die_with_parent
+from llm_core.train.launch import JOB, die_with_parent, end
 
 LOOK_S = 0.5
 GRACE_S = 40.0
@@ -48,19 +48,13 @@ def lend(path: Path, job: dict[str, Any]) -> int:
     child = subprocess.Popen(
         [sys.executable, "-m", "llm_core.train.agent", str(path)],
         stdin=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
     try:
         while child.poll() is None and is_on(path, job["id"]):
             time.sleep(LOOK_S)
     finally:
-        if child.poll() is None:
-            child.terminate()
-        try:
-            child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        end(child, GRACE_S)
     return child.returncode
 
 

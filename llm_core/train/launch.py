@@ -23,7 +23,7 @@ def _on_sigterm(*_: object) -> None:
     stop_requested = True  # a plain bool: anything that takes a lock can hang in a signal handler
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux for SIGTERM when the parent ends; elsewhere nothing happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -31,7 +31,7 @@ def _die_with_parent() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _on_sigterm)
-    _die_with_parent()
+    die_with_parent()
 
 import importlib
 import json
@@ -88,14 +88,14 @@ def run_ranks(
     child = subprocess.Popen(
         [sys.executable, "-m", "llm_core.train.agent", str(folder / JOB), "--host"],
         stdin=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
         env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
     )
     try:
         failed = _relay(folder / "events.jsonl", child, tell, start.world)
     finally:
         (folder / JOB).unlink(missing_ok=True)  # nobody joins any more
-        _end(child)
+        end(child)
     if failed:
         raise _error(failed)
     if child.returncode:
@@ -189,12 +189,12 @@ def _lines(path: Path, child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any
             time.sleep(POLL_S)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Let torchrun and its ranks end; kill it if it does not. Ranks die with it."""
+def end(child: subprocess.Popen[bytes], seconds: float = GRACE_S) -> None:
+    """Let torchrun and its ranks end; kill it if it does not within so many seconds. Ranks die with it."""
     if child.poll() is None:
         child.terminate()
     try:
-        child.wait(GRACE_S)
+        child.wait(seconds)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
