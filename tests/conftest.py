@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.update(
     HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true", DVC_NO_ANALYTICS="1"
@@ -51,6 +55,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root() -> Path:
     """The project's root directory."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def page_from() -> Callable[..., AbstractContextManager[str]]:
+    """Starts a process that serves a page at a port of this machine and waits until it listens; the page's address.
+
+    Called with the command as it is for a port, the seconds it may take, and what `Popen` is told besides.
+    """
+    return _page_from
+
+
+@contextmanager
+def _page_from(command: Callable[[int], list[str]], seconds: float, **options: Any) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    child = subprocess.Popen(command(port), **options)
+    try:
+        deadline = time.monotonic() + seconds
+        while not _listens(port):
+            assert child.poll() is None, "the page ended before it answered"
+            assert time.monotonic() < deadline, "the page never answered"
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,7 +197,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["", "secret"], ids=["open", "password"])
-def served(model_folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def served(
+    model_folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, page_from: Any
+) -> Iterator[str]:
     """The address of a page with a real model and no tracker.
 
     It is a process of its own, as it always is: once Scrapy was imported, Gradio builds no page in the same process
@@ -208,29 +208,13 @@ def served(model_folder: Path, request: pytest.FixtureRequest, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     for path in exchanges.waiting(model_folder):
         path.unlink()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     code = (
         "import sys; from pathlib import Path; from apps.chat import *\n"
         "serve(Path(sys.argv[1]), ['models/chat'], Draw(max_new_tokens=8), '127.0.0.1', int(sys.argv[2]), sys.argv[3])"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(model_folder), str(port), request.param])
-    try:
-        deadline = time.monotonic() + 120
-        while not listens(port):
-            assert child.poll() is None, "the page ended before it answered"
-            assert time.monotonic() < deadline, "the page never answered"
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        child.terminate()
-        child.wait(30)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    options = [str(model_folder), request.param]
+    with page_from(lambda port: [sys.executable, "-c", code, options[0], str(port), options[1]], 120) as address:
+        yield address
 
 
 def test_a_program_can_ask_and_vote(served: str, model_folder: Path, request: pytest.FixtureRequest) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -46,29 +44,16 @@ uvicorn.run(application(Page(Path(sys.argv[1]), models, draw), password), host="
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
+def hostile(tmp_path_factory: pytest.TempPathFactory, browser: Any, page_from: Any) -> Iterator[str]:
     """The voting page with a model that says what an attacker would have it say, and is called so."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("hostile")
-    command = [sys.executable, "-c", SERVE, str(folder), str(port), MODEL, *ANSWERS]
-    child = subprocess.Popen(command, env=os.environ | {"MLFLOW_TRACKING_URI": TRACKER}, stdin=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 600
-        while not _listens(port):
-            assert child.poll() is None, "the page ended before it answered"
-            assert time.monotonic() < deadline, "the page never answered"
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        child.terminate()
-        child.wait(30)
 
+    def command(port: int) -> list[str]:
+        return [sys.executable, "-c", SERVE, str(folder), str(port), MODEL, *ANSWERS]
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    environment = os.environ | {"MLFLOW_TRACKING_URI": TRACKER}
+    with page_from(command, 600, env=environment, stdin=subprocess.DEVNULL) as address:
+        yield address
 
 
 def test_a_hostile_answer_stays_text(driver: ModuleType, browser: Any, hostile: str) -> None:
