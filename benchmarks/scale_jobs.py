@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gzip
 import json
+import math
 import os
 import resource
 import shutil
@@ -33,12 +34,15 @@ from llm_core.contract import Event, Progress
 
 PAGES = 45
 """Pages of a WARC file: three tasks of clean."""
-LISTED = 12
+CLEANED = 3
+"""WARC files of the corpus that clean reads."""
+LISTED = 40
 """How often acquire reads each WARC file: reading is cheap beside the start of a process."""
 TEXT_BYTES = 12_000_000
-SAMPLE_BYTES = 2_000_000
-DOCUMENTS = 40_000
-SORTED = 10_000
+SAMPLE_BYTES = 4_000_000
+DOCUMENTS = 200_000
+"""So many that the signatures of half of them, 22 MB, are more than a processor keeps near itself."""
+SORTED = 50_000
 """Documents that decide looks at or sorts at once: so few that the limit binds at every size, as it does at scale."""
 STEPS = 12
 UNITS = {
@@ -129,7 +133,7 @@ def prepare(folder: Path, most: int, jobs: Sequence[str], sizes: Sequence[float]
 
     if {"acquire", "clean"} & set(jobs):
         (folder / "crawl").mkdir()
-        for number in range(most):
+        for number in range(most * (CLEANED if "clean" in jobs else 1)):
             make_warc(folder / "crawl", number, PAGES)
     if {"tokenize", "pretrain"} & set(jobs):
         bpe.train(texts(SAMPLE_BYTES), 4096).save(folder / "tokenizer")
@@ -170,14 +174,14 @@ def _listing(folder: Path, times: float, repeated: int = 1) -> list[Path]:
 
 
 def raw_pages(folder: Path, times: float) -> Path:
-    """The raw product of so many WARC files, made by acquire; below 1: of the first pages of one."""
+    """The raw product of `times` CLEANED WARC files, made by acquire; the last one in part if need be."""
     from llm_core.data import acquire
     from llm_core.settings.acquire import AcquireConfig, CommonCrawlSource
 
     raw = folder / f"raw-{times:g}"
     if not raw.exists():
-        _listing(folder, times)
-        limit = None if times >= 1 else max(1, round(times * PAGES))
+        _listing(folder, math.ceil(times * CLEANED))
+        limit = max(1, round(times * CLEANED * PAGES))
         source = CommonCrawlSource(kind="common_crawl", name="web", crawl="bench", prefix=str(folder / "crawl"),
                                    listing="listing.gz", limit=limit)  # fmt: skip
         config = AcquireConfig(sources=(source,), store=folder / "store")
@@ -229,7 +233,7 @@ def decide(folder: Path, times: float) -> dict[str, float]:
 
     neardup._divide = looked
     dedup.MOST_AT_ONCE = neardup._CHUNK = SORTED
-    dedup.labels = partial(neardup.labels, memory=DOCUMENTS * neardup._ENTRY_BYTES)
+    dedup.labels = partial(neardup.labels, memory=SORTED * neardup._ENTRY_BYTES)
     for batch in _index(count, rng):
         began = time.process_time()
         found.add(batch)

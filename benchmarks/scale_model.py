@@ -1,13 +1,13 @@
 """What the stages need as the corpus grows, predicted from small runs and checked against larger ones.
 
-    python -m benchmarks.scale_model --measure [--only clean,decide]    about six minutes on two cores
+    python -m benchmarks.scale_model --measure [--only clean,decide]    about fifteen minutes on two cores
     python -m benchmarks.scale_model [--check]                          the tables of docs/scale.md, from the results
 
 Each job (`scale_jobs`) runs on half of a small corpus, on it and on twice as much, three times each, taking turns.
 Through the medians goes a straight line in the number of units (pages, documents, bytes, tokens): what a start costs
 and what a unit costs, for CPU seconds of driver and workers, for their peak memory and for bytes on disk. The lines
-then say what 4 and 16 times the corpus will take, those are run, and the two are compared. What is said of larger
-corpora (`scale_plan`) comes from lines through all five sizes. Figures go to benchmarks/results/scale_model.json.
+then say what 4 and 16 times the corpus will take, those are run as often, and the two are compared. What is said of
+larger corpora (`scale_plan`) comes from lines through all five sizes. Figures: benchmarks/results/scale_model.json.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ most words of a sample are known."""
 CALIBRATE, CHECK = (FEW, 1.0, 2.0), (4.0, 16.0)
 ROUNDS = 3
 TOLERANCE = 0.15
+SLOWER = 0.6
+"""Peak memory grows about with this power of the units where nothing is kept for each of them: buffers fill up to their
+bounds, and of words only different ones are kept, of which a text of n words has about n to the power of 0.4 to 0.6
+(Heaps 1978)."""
+COUNTED = 0.9
+"""And CPU seconds of training a tokenizer: all words are counted, different ones are merged."""
+LISTED = ("decide",)
+"""Jobs that keep something in memory for each unit."""
 QUANTITIES = {
     "cpu_s": "CPU seconds",
     "driver_peak_mb": "peak memory of the driver, MB",
@@ -66,24 +74,47 @@ def at(found: Line, units: float) -> float:
     return found[0] + found[1] * units
 
 
-def effort(job: str, quantity: str, units: float) -> float:
-    """Units as they count: ordering n documents goes with n log n, and one counts as one does among a million."""
+def effort(job: str, quantity: str, units: float, straight: bool = False) -> float:
+    """Units as they count; one counts as one does among a million. `straight`: all count alike but what is ordered.
+
+    Ordering n documents goes with n log n, memory without a list with n to the power SLOWER, words with COUNTED.
+    """
     if job == "decide" and quantity.endswith("cpu_s"):
         return units * math.log2(units) / math.log2(1e6)
+    if straight:
+        return units
+    if job == "vocabulary" and quantity.endswith("cpu_s"):
+        return 1e6 * (units / 1e6) ** COUNTED
+    if quantity.endswith("_peak_mb") and job not in LISTED:
+        return 1e6 * (units / 1e6) ** SLOWER
     return units
 
 
 def measured(job: str, folder: Path, rounds: int) -> dict[str, Any]:
     """Calibrate a job and compare what its lines say with larger runs."""
     runs: dict[float, list[dict[str, Any]]] = {}
-    for times in (*CALIBRATE * rounds, *CHECK):
+    for times in (*CALIBRATE, *CHECK) * rounds:
         runs.setdefault(times, []).append(scale_jobs.run(job, folder, times))
         runs[times][-1]["cpu_s"] = sum(runs[times][-1][part] for part in PARTS)
     middle = {
         times: {name: median(run[name] for run in found) for name in (*QUANTITIES, *PARTS, "units", "wall_s")}
         for times, found in runs.items()
     }
-    lines, refitted = (_lines(job, {times: middle[times] for times in sizes}) for sizes in (CALIBRATE, middle))
+    extras = {name: value for name, value in runs[16.0][0].items() if name not in middle[16.0]}
+    return judged(job, middle) | {
+        "unit": scale_jobs.UNITS[job],
+        "medians": {f"{times:g}x": {k: round(v, 4) for k, v in found.items()} for times, found in middle.items()},
+        "all_cpu_s": {f"{times:g}x": [round(run["cpu_s"], 3) for run in found] for times, found in runs.items()},
+        "extras": extras,
+    }
+
+
+def judged(job: str, middle: Mapping[float, dict[str, float]]) -> dict[str, Any]:
+    """Lines through the medians of the small runs, how far they are off for the large ones, and lines through all.
+
+    The plan goes far beyond what was measured: there all grows with the units themselves, the worst case.
+    """
+    lines, refitted = _lines(job, {times: middle[times] for times in CALIBRATE}), _lines(job, middle, straight=True)
     checks = [
         {"quantity": name, "times": times, "measured": round(middle[times][name], 4)}
         | {"predicted": round(at(lines[name], effort(job, name, middle[times]["units"])), 4)}
@@ -93,23 +124,19 @@ def measured(job: str, folder: Path, rounds: int) -> dict[str, Any]:
     ]
     for row in checks:
         row["off"] = round(row["predicted"] / row["measured"] - 1, 4)
-    extras = {name: value for name, value in runs[16.0][0].items() if name not in middle[16.0]}
     return {
-        "unit": scale_jobs.UNITS[job],
         "calibrated": {name: {"start": found[0], "unit": found[1]} for name, found in lines.items()},
         "lines": {name: {"start": found[0], "unit": found[1]} for name, found in refitted.items()},
-        "medians": {f"{times:g}x": {k: round(v, 4) for k, v in found.items()} for times, found in middle.items()},
-        "all_cpu_s": {f"{times:g}x": [round(run["cpu_s"], 3) for run in found] for times, found in runs.items()},
         "checks": checks,
         "within": all(abs(row["off"]) <= TOLERANCE for row in checks),
-        "extras": extras,
     }
 
 
-def _lines(job: str, middle: Mapping[float, dict[str, float]]) -> dict[str, Line]:
+def _lines(job: str, middle: Mapping[float, dict[str, float]], straight: bool = False) -> dict[str, Line]:
     """The line of each quantity through these runs."""
+    runs = middle.values()
     return {
-        name: line([effort(job, name, run["units"]) for run in middle.values()], [run[name] for run in middle.values()])
+        name: line([effort(job, name, run["units"], straight) for run in runs], [run[name] for run in runs])
         for name in (*QUANTITIES, *PARTS)
     }
 

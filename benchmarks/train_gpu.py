@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,23 +157,29 @@ def _train(preset: str, size: Size, passes: int, machine: Machine, compiled: boo
             precision=machine.make_precision(),
         )
     seconds = time.perf_counter() - began
-    steady = [event.values for event in told if event.step > size.warmup]
-    speed = statistics.median(values["train/tokens_per_second"] for values in steady)
-    step = size.tokens / speed
-    flops = speed * config.flops_per_token()
-    return {
-        "tokens_per_second": round(speed),
-        "step_ms": round(1000 * step, 2),
-        "tflops": round(flops / 1e12, 3),
-        "mfu_of_989_tflops": round(flops / SPEC_FLOPS, 4),
-        "mfu_of_measured_peak": round(statistics.median(values["train/mfu"] for values in steady), 4),
-        "peak_memory_gb": round(max(values["train/memory_gb"] for values in steady), 2),
-        "batch_making_share": round(statistics.median(making) * passes / step, 5),
+    figures = _speeds([event.values for event in told if event.step > size.warmup], config, size.tokens)
+    making_share = statistics.median(making) * passes / (size.tokens / figures["tokens_per_second"])
+    return figures | {
+        "batch_making_share": round(making_share, 5),
         "passes": passes,
         "first_loss": round(told[0].values["train/loss"], 3),
         "last_loss": round(told[-1].values["train/loss"], 3),
         "parameters": config.parameters(),
         "seconds_in_all": round(seconds, 1),
+    }
+
+
+def _speeds(steady: Sequence[Mapping[str, float]], config: ModelConfig, tokens: int) -> dict[str, float]:
+    """Medians over the steps of `tokens` tokens that came after the warming up."""
+    speed = statistics.median(values["train/tokens_per_second"] for values in steady)
+    flops = speed * config.flops_per_token()
+    return {
+        "tokens_per_second": round(speed),
+        "step_ms": round(1000 * tokens / speed, 2),
+        "tflops": round(flops / 1e12, 3),
+        "mfu_of_989_tflops": round(flops / SPEC_FLOPS, 4),
+        "mfu_of_measured_peak": round(statistics.median(values["train/mfu"] for values in steady), 4),
+        "peak_memory_gb": round(max(values["train/memory_gb"] for values in steady), 2),
     }
 
 

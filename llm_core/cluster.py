@@ -13,7 +13,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_core.contract import BadInput, Row
-from llm_core.parallel import map_ordered
+from llm_core.parallel import available_cores, map_ordered, processes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,10 +69,11 @@ class Share:
 
 
 class Crew:
-    """Processes of this machine."""
+    """Processes of this machine (one: this one), started once for all that a stage lets them do."""
 
     def __init__(self, workers: int = 0) -> None:
-        self._workers = workers
+        self._workers = workers or available_cores()
+        self._pool: Executor | None = None
         self.shares: dict[str, Share] = {}
         """By worker; processes of this machine are not told apart."""
 
@@ -81,7 +82,14 @@ class Crew:
     ) -> Iterator[Result]:
         """`function` (importable by name) of each item, in order; `units` says how much a result is, for the rates."""
         del units
-        yield from map_ordered(function, items, workers=self._workers)
+        if self._pool is None and self._workers > 1:
+            self._pool = processes(self._workers)
+        yield from map_ordered(function, items, workers=self._workers, executor=self._pool)
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def figures(self) -> Mapping[str, str]:
         """How fast the workers are, for the bar; nothing for processes of this machine."""
@@ -106,7 +114,11 @@ def crew(kind: str = "processes", address: str | None = None, workers: int = 0) 
     Raises `BadInput` if no scheduler or no worker answers there.
     """
     if kind == "processes":
-        yield Crew(workers)
+        found = Crew(workers)
+        try:
+            yield found
+        finally:
+            found.close()
         return
     client = _connect(str(address))
     try:

@@ -58,10 +58,15 @@ def map_ordered(
     if executor is None and workers == 1:
         yield from map(function, items)
     elif executor is None:
-        with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        with processes(workers) as pool:
             yield from _windowed(function, items, pool, 2 * workers)
     else:
         yield from _windowed(function, items, executor, 2 * workers)
+
+
+def processes(workers: int) -> Executor:
+    """So many processes of this machine; each starts with the first work there is for it."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
 
 
 def _windowed(

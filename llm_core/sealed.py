@@ -1,8 +1,7 @@
 """JSON that a stage keeps to go on with, and that says itself whether it still is what was written.
 
-Products have their manifest and training its resume points with hashes of their own; everything else that is written
-to be read after a kill (outcomes, notes, states) goes through here: a bit that turns over on the disk is named and not
-believed.
+Products have their manifest; everything else that is written to be read after a kill (records of resume points,
+outcomes, notes, states) goes through here: a bit that turns over on the disk is named and not believed.
 """
 
 from __future__ import annotations

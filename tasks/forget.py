@@ -28,7 +28,7 @@ from tasks import tracking
 from tasks.history import History, cache_of, cached
 from tasks.lineage import ALIASES, SPOKEN, TAUGHT, models_of
 from tasks.registry import Registry
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, workspaces
 
 LIST = "forget.txt"
 
@@ -57,12 +57,6 @@ class Found:
     ids: set[str] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
     corpora: set[str] = field(default_factory=set)
-
-
-def workspaces(space: Workspace) -> list[Workspace]:
-    """The main workspace and every experiment's."""
-    roots = [path.parent for path in sorted((space.project / "runs").glob("*/dvc.yaml"))]
-    return [Workspace.at(space.project), *(Workspace.at(root) for root in roots if (root / "params.yaml").is_file())]
 
 
 def places(space: Workspace, kinds: Iterable[str]) -> Iterator[Place]:

@@ -24,12 +24,11 @@ import yaml
 
 from llm_core import artifacts
 from llm_core.contract import BadInput
-from tasks.forget import workspaces
 from tasks.history import History, cache_of, cached
 from tasks.lineage import ALIASES
 from tasks.registry import Registry
 from tasks.session import hold
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, workspaces
 
 TOUCHED = ("params.yaml", "dvc.lock", "reports/*.json", ".groundup/events/*.jsonl")
 """What a run in an experiment writes: the newest of them is when it was last used."""

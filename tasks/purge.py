@@ -23,11 +23,11 @@ from llm_core.data.forget_raw import pages_held, rows_held, segment_holds
 from llm_core.data.forget_search import Search
 from llm_core.data.forget_store import purge_stores
 from llm_core.storage import products
-from tasks.forget import LIST, Place, laid_out, places, workspaces
+from tasks.forget import LIST, Place, laid_out, places
 from tasks.lineage import keep
 from tasks.session import hold
 from tasks.stores import seed_stores
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, workspaces
 
 KINDS = ("raw", "corpus", "shards", "votes", "scores")
 """Products that hold text."""

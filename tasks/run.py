@@ -21,6 +21,8 @@ PATIENCE_S = 60.0
 """How long a stage that has ended waits for MLflow to take its figures; what did not arrive is sent later."""
 STOPPED_PATIENCE_S = 3.0
 """The same for a stage that was told to stop: whoever asked expects it gone within ten seconds, save included."""
+PROGRESS_S = 0.2
+"""Time between two progress events that are passed on: a million pieces of work must not make as many lines."""
 
 stop_requested = False
 
@@ -51,6 +53,7 @@ class Sink:
         path = os.environ.get("GROUNDUP_EVENTS")
         self.events = Path(path) if path else None
         self.fresh = True  # no figure told yet: what metrics.jsonl holds is an earlier attempt's
+        self._shown = ("", 0.0)
 
     def tell(self, kind: str, **values: Any) -> None:
         """Append a line to the events file; without one (plain `dvc repro`), notes go to the terminal."""
@@ -69,13 +72,23 @@ class Sink:
                 with open(self.metrics, "a") as handle:
                     handle.write(json.dumps(line) + "\n")
             case Progress(done, total, unit, figures):
-                self.tell("progress", done=done, total=total, unit=unit, figures=dict(figures))
+                if done == total or self._due(unit):
+                    self.tell("progress", done=done, total=total, unit=unit, figures=dict(figures))
             case Note(text):
                 self.tell("note", text=text)
             case Resumed(step):
                 self._cut_back(step)
                 self.tell("note", text=f"continues from step {step}")
         self.check()
+
+    def _due(self, unit: str) -> bool:
+        """Whether progress in this unit is passed on: the first of each is, and then what is not too soon after it."""
+        last, told = self._shown
+        now = time.monotonic()
+        if unit == last and now - told < PROGRESS_S:
+            return False
+        self._shown = (unit, now)
+        return True
 
     def check(self) -> None:
         """Raise `Stop` once the process was told to end."""

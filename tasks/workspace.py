@@ -106,3 +106,9 @@ class Workspace:
             status = folder / "record" / "status"
             if folder.name != f"{stage.verb}-{keep}" and status.is_file() and status.read_text() == "FINISHED":
                 shutil.rmtree(folder)
+
+
+def workspaces(space: Workspace) -> list[Workspace]:
+    """The main workspace and every experiment's."""
+    roots = [path.parent for path in sorted((space.project / "runs").glob("*/dvc.yaml"))]
+    return [Workspace.at(space.project), *(Workspace.at(root) for root in roots if (root / "params.yaml").is_file())]

@@ -13,7 +13,6 @@ Notable:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from llm_core.artifacts import sha256
 from llm_core.contract import BadInput
+from llm_core.sealed import read_sealed, write_sealed
 
 SHARD_BYTES = 4_000_000_000
 """Largest file of tensors in bytes; a single larger tensor has a file of its own."""
@@ -74,12 +74,7 @@ class Points:
         """Give the point of `step`, whose files are written, its record and its name; drop those beyond `keep`."""
         path = self.path(step)
         partial = path.with_name(f".{path.name}.part")
-        text = json.dumps(
-            {"files": files, "record": dict(record), "sha256": _digest(files, record)},
-            sort_keys=True,
-        )
-        (partial / RECORD).write_text(text)
-        _sync(partial / RECORD)
+        write_sealed(partial / RECORD, {"files": files, "record": dict(record)})
         _sync(partial)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
@@ -132,12 +127,6 @@ def facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def _digest(files: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """SHA-256 of what a record says: a digit that flips in it would otherwise be believed."""
-    said = json.loads(json.dumps([files, dict(record)]))  # as it will be read: keys are text there
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -152,14 +141,13 @@ class Point:
     def __init__(self, path: Path, rank: int = 0, world: int = 1) -> None:
         self.path = path
         try:
-            content = json.loads((path / RECORD).read_text())
-            self.record: dict[str, Any] = content["record"]
-            self.files: dict[str, dict[str, Any]] = content["files"]
-            whole = content["sha256"] == _digest(self.files, self.record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = read_sealed(path / RECORD)
+        except OSError as error:
             raise self.broken(f"{RECORD} is missing or unreadable") from error
-        if not whole:
-            raise self.broken(f"{RECORD}: its bytes changed after it was written")
+        except BadInput as error:
+            raise self.broken(f"{RECORD}: its bytes changed after it was written") from error
+        self.record: dict[str, Any] = content["record"]
+        self.files: dict[str, dict[str, Any]] = content["files"]
         for number, (name, entry) in enumerate(self.files.items()):
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:

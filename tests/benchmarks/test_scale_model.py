@@ -129,7 +129,7 @@ def test_the_chapter_is_up_to_date() -> None:
 def test_a_job_is_measured_with_all_its_processes(tmp_path: Path) -> None:
     """The smallest job there is. Who measures waits for all its children, so that is a process of its own too."""
     code = "import json, sys; from pathlib import Path; from benchmarks import scale_jobs; "
-    code += "print(json.dumps(scale_jobs.run('decide', Path(sys.argv[1]), 0.025)))"
+    code += "print(json.dumps(scale_jobs.run('decide', Path(sys.argv[1]), 0.005)))"
     told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     found = json.loads(told.stdout.splitlines()[-1])
     assert found["units"] == 1_000

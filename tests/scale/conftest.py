@@ -1,7 +1,8 @@
-"""A Dask cluster of separate processes on loopback, raw data, and the two data stages that run on it."""
+"""A Dask cluster of separate processes and an S3 server on loopback, raw data, and the data stages that run there."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -15,14 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_core import artifacts
+from llm_core import artifacts, cluster
 from llm_core.contract import Emit, Report
 from llm_core.data import clean, tokenize
 from llm_core.data.document import RAW_DOCUMENTS
 from llm_core.settings.clean import CleanConfig, FilterSettings, SourceSettings
 from llm_core.settings.cluster import ClusterSettings
 from llm_core.settings.tokenize import TokenizeConfig
+from llm_core.storage import places, products
 
+KEPT_OUT = """\
+import os, sys
+folder = os.environ["KEPT_OUT"]
+def refuse(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(folder):
+        raise PermissionError(f"a worker opened {arguments[0]}")
+sys.addaudithook(refuse)
+"""
 WORDS = [
     "river",
     "market",
@@ -116,9 +126,9 @@ def dask_processes() -> type[DaskProcesses]:
 def dask(tmp_path: Path) -> Iterator[DaskProcesses]:
     """Two workers, in a folder that is not the test's current directory."""
     (tmp_path / "dask").mkdir()
-    cluster = DaskProcesses(tmp_path / "dask").start()
-    yield cluster
-    cluster.stop()
+    found = DaskProcesses(tmp_path / "dask").start()
+    yield found
+    found.stop()
 
 
 def prose(number: int) -> str:
@@ -197,3 +207,51 @@ def alone(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str
 def stages(raw: Path, tmp_path: Path) -> Callable[[str], Stages]:
     """Stages in a folder of this name."""
     return lambda name: Stages(raw, tmp_path / name)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[object]:
+    """An S3 server with a bucket, and an environment that names it."""
+    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    import boto3
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import s3server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server, running = s3server.serve()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "driver", "AWS_SECRET_ACCESS_KEY": "hushhush", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.server_port}", "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        products.COPIES_VARIABLE: str(tmp_path / "copies"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    places.filesystem.cache_clear()
+    yield server
+    places.filesystem.cache_clear()
+    running.shutdown()
+
+
+@pytest.fixture
+def dask_elsewhere(s3, dask_processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """Two workers under a name of their own that may open no file of the workspace; nobody minds a busy machine."""
+    import dask
+
+    patience = {f"distributed.comm.timeouts.{what}": "600s" for what in ("connect", "tcp")}
+    for name in ("CONNECT_SECONDS", "WORKER_SECONDS", "LATE_SECONDS"):
+        monkeypatch.setattr(cluster, name, 600.0)
+    (tmp_path / "dask").mkdir()
+    (tmp_path / "dask" / "kept_out.py").write_text(KEPT_OUT)
+    found = dask_processes(tmp_path / "dask", options=("--preload", str(tmp_path / "dask" / "kept_out.py")))
+    found.environment = {"AWS_ACCESS_KEY_ID": "worker", "KEPT_OUT": str(tmp_path / "here")}
+    found.environment |= {f"DASK_{name.replace('.', '__').upper()}": value for name, value in patience.items()}
+    with dask.config.set(patience):
+        yield found.start()
+        found.stop()
+    assert not [
+        line for log in (tmp_path / "dask").glob("*.log") for line in log.read_text().splitlines() if "hushhush" in line
+    ]
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "driver"

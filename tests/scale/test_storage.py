@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import logging
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +15,6 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from llm_core import artifacts
-from llm_core import cluster as cluster_module
 from llm_core.contract import BadInput
 from llm_core.data import acquire, clean, tokenize
 from llm_core.data.document import RAW_DIALOGUES, RAW_DOCUMENTS
@@ -38,14 +34,6 @@ pytest.importorskip("s3fs")
 
 URL = "s3://bucket/groundup"
 LOOSE = SourceSettings(filters=FilterSettings(min_words=5, gopher_quality=False, gopher_repetition=False))
-KEPT_OUT = """\
-import os, sys
-folder = os.environ["KEPT_OUT"]
-def refuse(event, arguments):
-    if event == "open" and str(arguments[0]).startswith(folder):
-        raise PermissionError(f"a worker opened {arguments[0]}")
-sys.addaudithook(refuse)
-"""
 WORDS = [
     f"{a}{b}" for a in ("ri", "ka", "so", "ten", "mu", "ver", "lo") for b in ("ver", "ton", "la", "mik", "dor", "es")
 ]
@@ -54,30 +42,6 @@ WORDS = [
 def prose(number: int, words: int = 500) -> str:
     rng = random.Random(number)
     return " ".join(rng.choice(WORDS) for _ in range(words)) + "."
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[object]:
-    """An S3 server with a bucket, and an environment that names it."""
-    import boto3
-
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    import s3server
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server, running = s3server.serve()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "driver", "AWS_SECRET_ACCESS_KEY": "hushhush", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.server_port}", "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        products.COPIES_VARIABLE: str(tmp_path / "copies"),
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    places.filesystem.cache_clear()
-    yield server
-    places.filesystem.cache_clear()
-    running.shutdown()
 
 
 def page(number: int) -> bytes:
@@ -319,24 +283,3 @@ def test_files_of_a_store_are_a_source(s3, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match="do not belong into the URL") as told:
         gathered("secret", "s3://me:hushhush@bucket/x")
     assert "environment" in str(told.value)
-
-
-@pytest.fixture
-def dask_elsewhere(s3, dask_processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """Two workers under a name of their own that may open no file of the workspace; nobody minds a busy machine."""
-    dask = pytest.importorskip("dask")
-    patience = {f"distributed.comm.timeouts.{what}": "600s" for what in ("connect", "tcp")}
-    for name in ("CONNECT_SECONDS", "WORKER_SECONDS", "LATE_SECONDS"):
-        monkeypatch.setattr(cluster_module, name, 600.0)
-    (tmp_path / "dask").mkdir()
-    (tmp_path / "dask" / "kept_out.py").write_text(KEPT_OUT)
-    cluster = dask_processes(tmp_path / "dask", options=("--preload", str(tmp_path / "dask" / "kept_out.py")))
-    cluster.environment = {"AWS_ACCESS_KEY_ID": "worker", "KEPT_OUT": str(tmp_path / "here")}
-    cluster.environment |= {f"DASK_{name.replace('.', '__').upper()}": value for name, value in patience.items()}
-    with dask.config.set(patience):
-        yield cluster.start()
-        cluster.stop()
-    assert not [
-        line for log in (tmp_path / "dask").glob("*.log") for line in log.read_text().splitlines() if "hushhush" in line
-    ]
-    assert os.environ["AWS_ACCESS_KEY_ID"] == "driver"

@@ -1,0 +1,47 @@
+"""The crew of processes on this machine. Dask's is tested in tests/scale."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from llm_core.cluster import Crew, crew
+
+
+def who(_: int) -> int:
+    """The process that did it."""
+    time.sleep(0.02)
+    return os.getpid()
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_processes_are_started_once_and_end_with_the_stage() -> None:
+    with crew("processes", workers=2) as workers:
+        first = set(workers.map(who, range(20), units=lambda _: 1))
+        second = set(workers.map(who, range(20), units=lambda _: 1))
+        assert 1 <= len(first | second) <= 2
+        assert os.getpid() not in first | second
+        assert first & second
+    assert not any(map(alive, first | second))
+
+
+def test_one_worker_is_this_process() -> None:
+    assert set(Crew(1).map(who, range(3), units=lambda _: 1)) == {os.getpid()}
+
+
+def test_work_that_is_given_up_does_not_hold_the_next() -> None:
+    with crew("processes", workers=2) as workers:
+        some = workers.map(who, range(1_000), units=lambda _: 1)
+        next(iter(some))
+        some.close()  # type: ignore[attr-defined]
+        began = time.monotonic()
+        assert len(list(workers.map(who, range(4), units=lambda _: 1))) == 4
+        assert time.monotonic() - began < 5
