@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,8 +65,20 @@ def map_ordered(
 
 
 def processes(workers: int) -> Executor:
-    """So many processes of this machine; each starts with the first work there is for it."""
-    return ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
+    """So many processes of this machine, started as there is work for them; they end with this one, however it ends."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("forkserver"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """A worker that waits for work holds both ends of the pipe it comes through: it would wait for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _windowed(

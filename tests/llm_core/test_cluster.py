@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 from llm_core.cluster import Crew, crew
 
@@ -45,3 +49,29 @@ def test_work_that_is_given_up_does_not_hold_the_next() -> None:
         began = time.monotonic()
         assert len(list(workers.map(who, range(4), units=lambda _: 1))) == 4
         assert time.monotonic() - began < 5
+
+
+STAGE = """
+import sys, time
+from llm_core.cluster import crew
+sys.path.insert(0, sys.argv[1])
+from test_cluster import who
+with crew("processes", workers=2) as workers:
+    print(*set(workers.map(who, range(20), units=lambda _: 1)), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_without_work_end_with_a_stage_that_is_killed() -> None:
+    """They wait on a pipe whose other end they hold themselves."""
+    command = [sys.executable, "-c", STAGE, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stage:
+        assert stage.stdout is not None
+        workers = [int(word) for word in stage.stdout.readline().split()]
+        assert workers
+        assert all(map(alive, workers))
+        stage.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "they live on"
+        time.sleep(0.05)
