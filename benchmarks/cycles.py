@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ SLACK_MB = 40.0
 """What a process, or a folder that must stay flat, may grow by in all, beside a tenth of its size."""
 STEADIER = 1.5
 """How many times as much a record may grow in a cycle of the second half as in one of the first."""
+DOORS = ("run", "feedback")
 FLAT, RECORDS = ("products", "cache"), ("crawl store", "MLflow", "Prefect", "the rest")
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "r", "st", "l", "mp")]
 CHANGES: dict[str, Any] = {
@@ -133,7 +135,7 @@ def _cycle(space: Workspace, site: Site, number: int) -> Cycle:
     if number:
         site.write(1 + number % (PAGES - 1))
         assert _groundup(space, "refresh", "--no-build", "--json")["changed"], "the changed page was not seen"
-    for name in ("run", "feedback"):
+    for name in DOORS:
         told = _groundup(space, name, "--json")["states"]
         states[name] = sorted(verb for verb, state in told.items() if state == "ran")
         if name == "run":
@@ -247,6 +249,9 @@ def facts(cycles: Sequence[Cycle]) -> dict[str, Any]:
     return {
         "cycles": len(cycles),
         "seconds": [one.seconds for one in cycles],
+        "stages_run": {
+            name: dict(Counter(verb for one in cycles for verb in one.states.get(name, []))) for name in DOORS
+        },
         "memory_mb": cycles[-1].memory,
         "memory_mb_a_cycle": added([one.memory for one in warm]),
         "disk_mb": cycles[-1].disk,
