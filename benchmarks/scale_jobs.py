@@ -191,12 +191,11 @@ def raw_pages(folder: Path, times: float) -> Path:
 
 
 def clean(folder: Path, times: float) -> dict[str, float]:
-    """Extract, filter, mask, sign, look for evaluation items, decide and write, by two workers whatever the size."""
+    """Extract, filter, mask, sign, look for evaluation items, decide and write, with two worker processes."""
     from llm_core.data import clean
     from llm_core.settings.clean import CleanConfig
 
     out, most, pieces = folder / "job", 0, 0
-    clean.ALONE_BYTES = 0
     for name in ("rules", "lists", "heldout", "scratch"):
         (out / name).mkdir()
     shutil.copy(SHARED / "gsm8k" / "test.jsonl", out / "heldout")
