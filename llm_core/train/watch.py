@@ -51,6 +51,7 @@ class Watch:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._main, self._ended = threading.get_ident(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._heard, self._trouble = 0.0, "it does not answer"
 
     def start(self) -> None:
         """Begin to beat. The environment must be torchrun's: its store is the one that is used."""
@@ -59,9 +60,10 @@ class Watch:
         store = torch.distributed.TCPStore(*where, is_master=False, wait_for_workers=False, timeout=patience)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = torch.distributed.PrefixStore(f"groundup-watch-{attempt}", store)
-        self._main = threading.get_ident()
+        self._main, self._heard = threading.get_ident(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
     def close(self) -> None:
         """Stop beating: what this rank does from here on keeps nobody waiting."""
@@ -135,17 +137,22 @@ class Watch:
             self.beat.own += start.elapsed_time(end) / 1000
 
     def _run(self) -> None:
-        heard = time.monotonic()
-        while not self._ended.wait(self.every):
+        while not self._ended.is_set():
             try:
                 self._post()
                 self._heed()
                 if self.rank in (0, self.world - 1):
                     self._look()
-                heard = time.monotonic()
-            except RuntimeError as error:  # torch's errors of a store that is gone or silent
-                if time.monotonic() - heard > self.seconds:
-                    self._alone(error)
+                self._heard = time.monotonic()
+            except RuntimeError as error:  # torch's errors of a store that is gone
+                self._trouble = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._ended.wait(self.every)
+
+    def _guard(self) -> None:
+        """A question to a store whose process is stopped is never answered, and no timeout of torch's ends it."""
+        while not self._ended.wait(self.every):
+            if time.monotonic() - self._heard > self.seconds:
+                self._alone()
 
     def _post(self) -> None:
         self.beat.tick += 1
@@ -186,14 +193,13 @@ class Watch:
                     os.kill(pid, signal.SIGKILL)  # a stopped process hears nothing else
         os._exit(HUNG)
 
-    def _alone(self, error: RuntimeError) -> None:
+    def _alone(self) -> None:
         """End because the store is silent: it is torchrun's, or with several machines that of the first rank."""
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         whose = "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
         self.fail(
             f"for {self.seconds:g} s no sign of life from {whose} at {where}, whose store rank {self.rank} on "
-            f"{self.beat.host} cannot reach ({line})"
+            f"{self.beat.host} cannot reach ({self._trouble})"
         )
         os._exit(HUNG)
 
