@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import functools
 import http.server
-import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -41,7 +38,7 @@ SLACK_MB = 40.0
 """What a process, or a folder that must stay flat, may grow by in all, beside a tenth of its size."""
 STEADIER = 1.5
 """How many times as much a record may grow in a cycle of the second half as in one of the first."""
-DOORS = ("run", "feedback")
+COMMANDS = ("run", "feedback")
 FLAT, RECORDS = ("products", "cache"), ("crawl store", "MLflow", "Prefect", "the rest")
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "r", "st", "l", "mp")]
 CHANGES: dict[str, Any] = {
@@ -134,24 +131,14 @@ def _cycle(space: Workspace, site: Site, number: int) -> Cycle:
     states: dict[str, list[str]] = {}
     if number:
         site.write(1 + number % (PAGES - 1))
-        assert _groundup(space, "refresh", "--no-build", "--json")["changed"], "the changed page was not seen"
-    for name in DOORS:
-        told = _groundup(space, name, "--json")["states"]
+        assert killing.groundup(space, "refresh", "--no-build", "--json")["changed"], "the changed page was not seen"
+    for name in COMMANDS:
+        told = killing.groundup(space, name, "--json")["states"]
         states[name] = sorted(verb for verb, state in told.items() if state == "ran")
         if name == "run":
             _vote(space, number)
-    _groundup(space, "gc", "--days", "0", "--json")
+    killing.groundup(space, "gc", "--days", "0", "--json")
     return Cycle(round(time.monotonic() - began, 1), memory(space.root), disk(space.root), states)
-
-
-def _groundup(space: Workspace, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "flows.cli", *arguments]
-    done = subprocess.run(
-        command, cwd=space.root, env=killing.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
 
 
 def _vote(space: Workspace, number: int) -> None:
@@ -250,7 +237,7 @@ def facts(cycles: Sequence[Cycle]) -> dict[str, Any]:
         "cycles": len(cycles),
         "seconds": [one.seconds for one in cycles],
         "stages_run": {
-            name: dict(Counter(verb for one in cycles for verb in one.states.get(name, []))) for name in DOORS
+            name: dict(Counter(verb for one in cycles for verb in one.states.get(name, []))) for name in COMMANDS
         },
         "memory_mb": cycles[-1].memory,
         "memory_mb_a_cycle": added([one.memory for one in warm]),

@@ -111,6 +111,17 @@ def environment() -> dict[str, str]:
     return found
 
 
+def groundup(space: Workspace, *arguments: str) -> dict[str, Any]:
+    """A command of `groundup` with --json in a workspace; what it told. Raises `AssertionError` if it fails."""
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    done = subprocess.run(
+        command, cwd=space.root, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
 def open_door(space: Workspace, door: str) -> subprocess.Popen[bytes]:
     """Start a run in a session of its own; what it prints is added to `<door>.log` beside the products."""
     with open(space.root / f"{door}.log", "ab") as log:

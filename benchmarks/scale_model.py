@@ -3,7 +3,7 @@
     python -m benchmarks.scale_model --measure [--only clean,decide]    about fifteen minutes on two cores
     python -m benchmarks.scale_model [--check]                          the tables of docs/scale.md, from the results
 
-Each job (`scale_jobs`) runs on half of a small corpus, on it and on twice as much, three times each, taking turns.
+Each job (`scale_jobs`) runs on half of a small corpus, on it and on twice as much, --rounds times each, in turn.
 Through the medians goes a straight line in the number of units (pages, documents, bytes, tokens): what a start costs
 and what a unit costs, for CPU seconds of driver and workers, for their peak memory and for bytes on disk. The lines
 then say what 4 and 16 times the corpus will take, those are run as often, and the two are compared. What is said of
@@ -41,7 +41,7 @@ bounds, and of words only different ones are kept, of which a text of n words ha
 (Heaps 1978)."""
 COUNTED = 0.9
 """And CPU seconds of training a tokenizer: all words are counted, different ones are merged."""
-LISTED = ("decide",)
+KEEPING = ("decide",)
 """Jobs that keep something in memory for each unit."""
 QUANTITIES = {
     "cpu_s": "CPU seconds",
@@ -85,7 +85,7 @@ def effort(job: str, quantity: str, units: float, straight: bool = False) -> flo
         return units
     if job == "vocabulary" and quantity.endswith("cpu_s"):
         return 1e6 * (units / 1e6) ** COUNTED
-    if quantity.endswith("_peak_mb") and job not in LISTED:
+    if quantity.endswith("_peak_mb") and job not in KEEPING:
         return 1e6 * (units / 1e6) ** SLOWER
     return units
 

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -114,11 +114,8 @@ def crew(kind: str = "processes", address: str | None = None, workers: int = 0) 
     Raises `BadInput` if no scheduler or no worker answers there.
     """
     if kind == "processes":
-        found = Crew(workers)
-        try:
+        with closing(Crew(workers)) as found:
             yield found
-        finally:
-            found.close()
         return
     client = _connect(str(address))
     try:

@@ -33,6 +33,7 @@ from llm_core.train.judge import Beat, Judge
 BatchT = TypeVar("BatchT")
 BEAT_S = 1.0
 CLOSE_S = 5.0
+SILENT = "it does not answer"
 HUNG = 75
 """Exit code of ranks that end because one of them stands still."""
 
@@ -51,7 +52,8 @@ class Watch:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._main, self._ended = threading.get_ident(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._heard, self._trouble = 0.0, "it does not answer"
+        self._heard, self._trouble = 0, SILENT
+        """Rounds in which the store answered, and why it did not in the last one."""
 
     def start(self) -> None:
         """Begin to beat. The environment must be torchrun's: its store is the one that is used."""
@@ -60,7 +62,7 @@ class Watch:
         store = torch.distributed.TCPStore(*where, is_master=False, wait_for_workers=False, timeout=patience)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = torch.distributed.PrefixStore(f"groundup-watch-{attempt}", store)
-        self._main, self._heard = threading.get_ident(), time.monotonic()
+        self._main = threading.get_ident()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
         threading.Thread(target=self._guard, name="guard", daemon=True).start()
@@ -143,15 +145,21 @@ class Watch:
                 self._heed()
                 if self.rank in (0, self.world - 1):
                     self._look()
-                self._heard = time.monotonic()
+                self._heard, self._trouble = self._heard + 1, SILENT
             except RuntimeError as error:  # torch's errors of a store that is gone
                 self._trouble = str(error).splitlines()[0] if str(error) else type(error).__name__
             self._ended.wait(self.every)
 
     def _guard(self) -> None:
-        """A question to a store whose process is stopped is never answered, and no timeout of torch's ends it."""
+        """A question to a store whose process is stopped is never answered, and no timeout of torch's ends it.
+
+        Rounds are counted, not the clock's seconds: in those this process may have been stopped itself.
+        """
+        heard, waited = -1, 0.0
         while not self._ended.wait(self.every):
-            if time.monotonic() - self._heard > self.seconds:
+            waited = waited + self.every if heard == self._heard else 0.0
+            heard = self._heard
+            if waited > self.seconds:
                 self._alone()
 
     def _post(self) -> None:

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from llm_core.cluster import Crew, crew
 
 
@@ -18,15 +20,6 @@ def who(_: int) -> int:
     return os.getpid()
 
 
-def alive(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_processes_are_started_once_and_end_with_the_stage() -> None:
     with crew("processes", workers=2) as workers:
         first = set(workers.map(who, range(20), units=lambda _: 1))
@@ -34,7 +27,7 @@ def test_processes_are_started_once_and_end_with_the_stage() -> None:
         assert 1 <= len(first | second) <= 2
         assert os.getpid() not in first | second
         assert first & second
-    assert not any(map(alive, first | second))
+    assert not any(map(psutil.pid_exists, first | second))
 
 
 def test_one_worker_is_this_process() -> None:
@@ -69,9 +62,9 @@ def test_workers_without_work_end_with_a_stage_that_is_killed() -> None:
         assert stage.stdout is not None
         workers = [int(word) for word in stage.stdout.readline().split()]
         assert workers
-        assert all(map(alive, workers))
+        assert all(map(psutil.pid_exists, workers))
         stage.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 60
-    while any(map(alive, workers)):
+    while any(map(psutil.pid_exists, workers)):
         assert time.monotonic() < deadline, "they live on"
         time.sleep(0.05)

@@ -73,6 +73,8 @@ class DaskProcesses:
 
     folder: Path
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    killed: list[int] = field(default_factory=list)
+    """What those that `replace_worker` killed ended with."""
     address: str = ""
     options: tuple[str, ...] = ()
     """Further options of workers."""
@@ -94,6 +96,13 @@ class DaskProcesses:
         options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1", *self.options)
         self.workers.append(self._start("worker", self.address, *options))
         return self.workers[-1]
+
+    def replace_worker(self) -> None:
+        """Kill the oldest worker; a new one takes its place."""
+        self.add_worker()
+        victim = self.workers.pop(0)
+        victim.kill()
+        self.killed.append(victim.wait())
 
     def stop(self) -> None:
         for process in [*self.workers, self.scheduler]:

@@ -60,10 +60,7 @@ def test_a_killed_worker_and_one_that_comes_later_change_nothing(dask, stages, a
         if isinstance(event, Progress) and event.unit == "rows":
             heard += 1
             if heard == due:
-                dask.add_worker()
-                victim = dask.workers.pop(0)
-                victim.kill()
-                victim.wait()
+                dask.replace_worker()
                 due = next(deaths, -1)
 
     here.clean(dask.address, emit)

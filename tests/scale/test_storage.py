@@ -126,14 +126,8 @@ def test_workers_that_see_only_the_store_make_the_same_bytes_though_three_are_ki
     here, seed = tmp_path / "here", random.SystemRandom().randrange(2**32)
     moments = sorted(random.Random(seed).sample(range(20, 180), 3))
 
-    def kill() -> None:
-        dask_elsewhere.add_worker()
-        victim = dask_elsewhere.workers.pop(0)
-        victim.kill()
-        victim.wait()
-
     s3.faults = s3server.Faults(errors=2, busy=1, slow=3, seconds=0.3)
-    s3.due = [(s3.count + moment, kill) for moment in moments]
+    s3.due = [(s3.count + moment, dask_elsewhere.replace_worker) for moment in moments]
     assert build(here, dask_elsewhere.address, URL) == expected, f"seed {seed}"
     assert not s3.due, f"three workers were killed (seed {seed}, {s3.count} requests)"
     assert all(s3.injected[kind] for kind in ("errors", "busy", "slow"))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,17 +13,6 @@ from tasks.workspace import Workspace
 
 MADE = {"corpus": "data/corpus", "shards": "data/shards", "base": "models/base"}
 """Their digests are compared; raw carries times."""
-
-
-def run(space: Workspace, *arguments: str) -> dict[str, Any]:
-    """`groundup run`; what it told."""
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", "--json", *arguments], cwd=space.root,
-        env=killing.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
 
 
 @pytest.mark.timeout(1200)
@@ -40,28 +25,20 @@ def test_a_run_on_a_cluster_and_a_store_whose_workers_are_killed_makes_the_same_
     (tmp_path / "project").mkdir()
     project = killing.copy_code(root, tmp_path / "project")
     plain = killing.workspace(project, tmp_path / "plain", {"clean": {"workers": 1}, "tokenize": {"workers": 1}})
-    run(plain, "pretrain")
+    killing.groundup(plain, "run", "pretrain", "--json")
     space = killing.workspace(project, tmp_path / "here", {"storage": {"url": "s3://bucket/whole"}})
     seed = random.SystemRandom().randrange(2**32)
-    killed: list[int] = []
-
-    def kill() -> None:
-        dask_elsewhere.add_worker()
-        victim = dask_elsewhere.workers.pop(0)
-        victim.kill()
-        killed.append(victim.wait())
-
     s3.faults = s3server.Faults(errors=2, busy=1, slow=3, seconds=0.3)
-    run(space, "acquire")
+    killing.groundup(space, "run", "acquire", "--json")
     moments = sorted(random.Random(seed).sample(range(10, 100), 3))
-    s3.due = [(s3.count + moment, kill) for moment in moments]
-    states = run(space, "pretrain", "--cluster", dask_elsewhere.address)["states"]
-    assert len(killed) == 3, f"seed {seed}, {s3.count} requests"
+    s3.due = [(s3.count + moment, dask_elsewhere.replace_worker) for moment in moments]
+    states = killing.groundup(space, "run", "pretrain", "--cluster", dask_elsewhere.address, "--json")["states"]
+    assert len(dask_elsewhere.killed) == 3, f"seed {seed}, {s3.count} requests"
     assert {states[verb] for verb in ("clean", "tokenize", "pretrain")} == {"ran"}
     digests = [{name: artifacts.digest(one.root / path) for name, path in MADE.items()} for one in (plain, space)]
     assert digests[0] == digests[1], f"seed {seed}"
     for name in ("data/raw", "data/corpus", "data/shards"):
         assert "store.json" in {path.name for path in (space.root / name).iterdir()}, f"{name} lies in the store"
     assert s3.moved["worker"] > 0
-    again = run(space, "pretrain")["states"]
+    again = killing.groundup(space, "run", "pretrain", "--json")["states"]
     assert {again[verb] for verb in ("acquire", "clean", "tokenize", "pretrain")} == {"fresh"}, "nothing is stale"
