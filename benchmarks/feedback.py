@@ -3,10 +3,11 @@
     python -m benchmarks.feedback [--workspace DIR] [--methods dpo,grpo_reward,grpo_checked] [--seeds 0,1,2]
 
 DIR is a workspace with finished products (`groundup run`, or `groundup run --preset showcase` and then runs/NAME);
-chat, votes, reward, corpus and shards are read there, only align and the judging are repeated for each seed. What was
-done is kept in --work, so a run that was killed goes on, and seeds can be added later. Each seed's align is the stage
-itself. Asked for: sampled accuracy at least +6 points with the paired 95% interval above 0, greedy accuracy not
-lower, mean length within 1.25x, bits per byte on held-out pages at most 1.1x; pass@8 stands beside them.
+chat, votes, reward, corpus and shards are read there, only align and the judging are repeated for each seed. Each seed's
+align is the stage itself, with the workspace's own settings but for what makes the method. What was done is kept in
+--work, so a run that was killed goes on, and seeds can be added later. Asked for: sampled accuracy at least +6 points
+with the paired 95% interval above 0, greedy accuracy not lower, mean length within 1.25x, bits per byte on held-out
+pages at most 1.1x; pass@8 stands beside them.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from llm_core.feedback.statistics import paired_difference
 from llm_core.release.gate import decide
 from llm_core.release.options import GateOptions
 from llm_core.settings.align import AlignConfig
+from tasks.params import overlay
+from tasks.workspace import Workspace
 
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {"method": "dpo"},
     "grpo_reward": {"method": "grpo", "online": {"reward": "model"}},
     "grpo_checked": {"method": "grpo", "online": {"reward": "checked"}},
 }
-"""What differs from the defaults of the stage align."""
+"""What differs from the workspace's settings of the stage align."""
 GAIN, LENGTH, BITS = 0.06, 1.25, 1.1
 FIGURES = ("sampled", "greedy", "pass_at_8")
 
@@ -108,11 +111,13 @@ def main() -> None:
     arguments = parser.parse_args()
     products = Products.of(arguments.workspace)
     judge = Judge(products, arguments.problems, answers=8)
+    own = Workspace.at(arguments.workspace).params.get("align") or {}
+    settings = {method: overlay(own, METHODS[method]) for method in arguments.methods.split(",")}
     chat = judge.remembered("chat", products.chat, arguments.work / "chat.json")
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in map(int, arguments.seeds.split(",")):
-        for method in arguments.methods.split(","):
-            model, seconds = tune(products, method, seed, arguments.work, METHODS[method])
+        for method in settings:
+            model, seconds = tune(products, method, seed, arguments.work, settings[method])
             found = judge.remembered("aligned", model, arguments.work / f"{method}-{seed}" / "figures.json")
             row = compare(found, chat) | {"seed": seed, "align_seconds": seconds}
             rows.setdefault(method, []).append(row)
@@ -126,7 +131,7 @@ def main() -> None:
                 "where": where(),
                 "problems": len(judge.problems),
                 "answers": judge.answers,
-                "settings": METHODS,
+                "settings": settings,
                 "summary": {name: spread(found) for name, found in rows.items()},
                 "runs": rows,
                 "samples": {
