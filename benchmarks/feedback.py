@@ -3,11 +3,11 @@
     python -m benchmarks.feedback [--workspace DIR] [--methods dpo,grpo_reward,grpo_checked] [--seeds 0,1,2]
 
 DIR is a workspace with finished products (`groundup run`, or `groundup run --preset showcase` and then runs/NAME);
-chat, votes, reward, corpus and shards are read there, only align and the judging are repeated for each seed. Each seed's
-align is the stage itself, with the workspace's own settings but for what makes the method. What was done is kept in
---work, so a run that was killed goes on, and seeds can be added later. Asked for: sampled accuracy at least +6 points
-with the paired 95% interval above 0, greedy accuracy not lower, mean length within 1.25x, bits per byte on held-out
-pages at most 1.1x; pass@8 stands beside them.
+chat, votes, reward, corpus and shards are read there, only align and the judging are repeated for each seed. Align is
+the stage itself, with the workspace's own settings but for what makes the method. What was done is kept in --work, so
+a run that was killed goes on, and seeds can be added later. Asked for: sampled accuracy at least +6 points, the paired
+95% interval above 0, greedy accuracy not lower, mean length within 1.25x, bits per byte on held-out pages at most 1.1x;
+pass@8 stands beside them.
 """
 
 from __future__ import annotations

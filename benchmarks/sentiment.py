@@ -62,7 +62,7 @@ ONLINE = {
     "missing_end_penalty": 0.5,
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
-    "dpo": {"method": "dpo", "beta": 0.02, "steps": 600, "batch_pairs": 16, "learning_rate": 3e-4, "sft_weight": 0.2,
+    "dpo": {"method": "dpo", "beta": 0.05, "steps": 300, "batch_pairs": 16, "learning_rate": 2e-4, "sft_weight": 0.2,
             "evaluate_every": 150},
     "ppo": {"method": "ppo", "online": ONLINE | {"rollouts": 300, "kl_target": 11.0}},
     "grpo": {"method": "grpo", "online": ONLINE | {"rollouts": 350, "kl_target": 14.2}},
