@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo_reward": {"method": "grpo", "online": {"reward": "model"}},
     "grpo_checked": {"method": "grpo", "online": {"reward": "checked", "kl_weight": 0.02}},
 }
-"""What differs from the workspace's settings of align. A checked answer cannot be cheated, so that little holds it back."""
+"""What differs from the workspace's settings of align. A checked answer cannot be cheated, so little holds it back."""
 GAIN, LENGTH, BITS = 0.06, 1.25, 1.1
 FIGURES = ("sampled", "greedy", "pass_at_8")
 
