@@ -79,7 +79,7 @@ def main() -> None:
     }
     sweep = [{key: statistics.median(run["sweep"][i][key] for run in runs) for key in runs[0]["sweep"][i]}
              for i in range(len(WEIGHTS))]  # fmt: skip
-    known = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    known = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
     found = {
         "settings": known,
         "where": measuring.where(),
