@@ -39,6 +39,12 @@ GAIN, LENGTH, BITS = 0.06, 1.25, 1.1
 FIGURES = ("sampled", "greedy", "pass_at_8")
 
 
+def settings_of(workspace: Path, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By method, the settings of the stage align: the workspace's own, what makes the method laid over them."""
+    own = Workspace.at(workspace).params.get("align") or {}
+    return {method: overlay(own, METHODS[method]) for method in methods}
+
+
 def tune(products: Products, method: str, seed: int, folder: Path, settings: dict[str, Any]) -> tuple[Path, float]:
     """The aligned model of one method and seed, and the seconds that align took; made once."""
     out, spent = folder / f"{method}-{seed}" / "aligned", folder / f"{method}-{seed}" / "seconds"
@@ -111,8 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     products = Products.of(arguments.workspace)
     judge = Judge(products, arguments.problems, answers=8)
-    own = Workspace.at(arguments.workspace).params.get("align") or {}
-    settings = {method: overlay(own, METHODS[method]) for method in arguments.methods.split(",")}
+    settings = settings_of(arguments.workspace, arguments.methods.split(","))
     chat = judge.remembered("chat", products.chat, arguments.work / "chat.json")
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in map(int, arguments.seeds.split(",")):

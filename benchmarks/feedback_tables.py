@@ -39,7 +39,7 @@ def gains(results: Path) -> str:
         part = found[name]
         seeds = max(summary["seeds"] for summary in part["summary"].values())
         first = next(iter(part["runs"].values()))[0]["gains"]
-        text += f"\nOn {words}, {part['problems']} held-out problems, {seeds} seeds. Chat before: "
+        text += f"\nOn {words}, {part['problems']:,} held-out problems, {seeds} seeds. Chat before: "
         text += f"{first['sampled']['from']:.1%} of sampled and {first['greedy']['from']:.1%} of greedy answers right. "
         text += "Median and range over the seeds:\n"
         rows = []
