@@ -62,17 +62,19 @@ def main(arguments: list[str]) -> int:
     """Lend this machine's ranks until SIGTERM, or with --once for one job."""
     workspace, once = Path(arguments[0]).resolve(), "--once" in arguments
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    lent = ""
     while True:
         found = newest(workspace)
+        if once and lent and (found is None or found[1]["id"] != lent):
+            return 0
         if found is not None:
             path, job = found
+            lent = job["id"]
             print(f"joins {job['stage']} at {job['endpoint']} with {job['start']['ranks']} ranks", flush=True)
             code = lend(path, job)
             print(f"{job['stage']} is over here, with code {code}", flush=True)
             while code != 0 and is_on(path, job["id"]):  # the host has yet to hear of it
                 time.sleep(LOOK_S)
-            if once and not is_on(path, job["id"]):
-                return 0
         time.sleep(LOOK_S)
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from deployments import servers
 from llm_core.contract import BadInput
-from llm_core.train import agent, launch
+from llm_core.train import agent, join, launch
 from llm_core.train.distributed import Ranks
 
 FOLDER = Path(__file__).parent
@@ -227,6 +227,25 @@ def test_several_machines_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(launch.RENDEZVOUS, "first:29500")
     assert launch.endpoint(3) == "first:29500"
     assert launch.endpoint(1) == "localhost:0"
+
+
+def test_who_joins_once_leaves_though_the_job_goes_a_moment_after_its_own_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / ".groundup" / "scratch" / "pretrain" / "ranks" / launch.JOB
+    job.parent.mkdir(parents=True)
+    job.write_text(json.dumps({"id": "7", "stage": "pretrain", "endpoint": "h:1", "start": {"nodes": 2, "ranks": 1}}))
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert len(slept) < 5, "it waits for a job that is over"
+        job.unlink(missing_ok=True)  # the host takes it away only now
+
+    monkeypatch.setattr(join, "lend", lambda *_: 0)
+    monkeypatch.setattr(join.time, "sleep", sleep)
+    monkeypatch.setattr(join.signal, "signal", lambda *_: None)
+    assert join.main([str(tmp_path), "--once"]) == 0
 
 
 def test_a_machine_knows_its_address_on_the_way() -> None:
