@@ -13,6 +13,7 @@ pass@8 stands beside them.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.judging import Judge, Products, scores_of
 from benchmarks.measuring import RESULTS, ROOT, save, seconds_of, where
 from llm_core.artifacts import dump_json, write_atomic
 from llm_core.feedback.align import run as align
+from llm_core.feedback.preferences import text_id
 from llm_core.feedback.statistics import paired_difference
 from llm_core.release.gate import decide
 from llm_core.release.options import GateOptions
@@ -46,10 +48,11 @@ def settings_of(workspace: Path, methods: Sequence[str]) -> dict[str, dict[str, 
 
 
 def tune(products: Products, method: str, seed: int, folder: Path, settings: dict[str, Any]) -> tuple[Path, float]:
-    """The aligned model of one method and seed, and the seconds that align took; made once."""
-    out, spent = folder / f"{method}-{seed}" / "aligned", folder / f"{method}-{seed}" / "seconds"
+    """The aligned model of one method, seed and settings, and the seconds that align took; made once."""
+    place = folder / f"{method}-{seed}-{text_id(json.dumps(settings, sort_keys=True))[:12]}"
+    out, spent = place / "aligned", place / "seconds"
     if not (out / "manifest.json").is_file():
-        scratch = out.parent / "scratch"
+        scratch = place / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
         config = AlignConfig.model_validate(settings | {"seed": seed})
         sources = {"chat": products.chat, "reward": products.reward, "votes": products.votes}
@@ -118,12 +121,13 @@ def main() -> None:
     products = Products.of(arguments.workspace)
     judge = Judge(products, arguments.problems, answers=8)
     settings = settings_of(arguments.workspace, arguments.methods.split(","))
-    chat = judge.remembered("chat", products.chat, arguments.work / "chat.json")
+    work = products.work(arguments.work, arguments.problems)
+    chat = judge.remembered("chat", products.chat, work / "chat.json")
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in map(int, arguments.seeds.split(",")):
         for method in settings:
-            model, seconds = tune(products, method, seed, arguments.work, settings[method])
-            found = judge.remembered("aligned", model, arguments.work / f"{method}-{seed}" / "figures.json")
+            model, seconds = tune(products, method, seed, work, settings[method])
+            found = judge.remembered("aligned", model, model.parent / "figures.json")
             row = compare(found, chat) | {"seed": seed, "align_seconds": seconds}
             rows.setdefault(method, []).append(row)
             gain = row["gains"]["sampled"]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_core.artifacts import dump_json, write_atomic
+from llm_core.artifacts import digest, dump_json, write_atomic
 from llm_core.data.bpe import Tokenizer
 from llm_core.data.shards import Shards
 from llm_core.evaluation import problems
 from llm_core.evaluation.perplexity import HeldOutPages, held_out_pages, page_bits_per_byte
+from llm_core.feedback.preferences import text_id
 from llm_core.feedback.rollout import divergence
 from llm_core.feedback.scorer import RewardModel, load_reward_model
 from llm_core.model.checkpoint import load_model
@@ -42,6 +43,11 @@ class Products:
             if not (path / "manifest.json").is_file():
                 raise SystemExit(f"{path}: no product there; `groundup run` makes it (--workspace names another place)")
         return found
+
+    def work(self, folder: Path, problems: int) -> Path:
+        """Where in `folder` to remember what is measured on so many problems: never what was measured of others."""
+        found = (self.chat, self.reward, self.votes, self.corpus, self.shards)
+        return folder / text_id(str(problems), *map(digest, found))[:12]
 
 
 class Judge:

@@ -72,12 +72,13 @@ def main() -> None:
     arguments = parser.parse_args()
     products = Products.of(arguments.workspace)
     judge = Judge(products, arguments.problems, answers=4)
-    chat = judge.remembered("chat", products.chat, arguments.work / "chat.json")
+    work = products.work(arguments.work, arguments.problems)
+    chat = judge.remembered("chat", products.chat, work / "chat.json")
     result: dict[str, Any] = {"chat": point(chat, chat) | {"promoted": None, "failed": [], "verdict": ""}}
     lengths = [int(length) for length in arguments.rollouts.split(",")]
     runs = [("no_kl", HACKED, length) for length in lengths] + [("default", KEPT, lengths[-1])]
     for name, online, rollouts in runs:
-        folder = arguments.work / f"{name}-{rollouts}-{arguments.seed}"
+        folder = work / f"{name}-{rollouts}-{arguments.seed}"
         model, seconds = tuned(products, online, rollouts, arguments.seed, folder)
         found = point(judge.remembered("aligned", model, folder / "figures.json"), chat)
         result[f"{name}_{rollouts}"] = found | {"rollouts": rollouts, "online": online, "align_seconds": seconds}

@@ -1,4 +1,4 @@
-"""benchmarks/feedback.py: which settings each method runs with, and what counts as kept."""
+"""benchmarks/feedback.py: which settings each method runs with, what is remembered, and what counts as kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import feedback
 from benchmarks.feedback import METHODS, compare, settings_of
+from benchmarks.judging import Products
+from llm_core.artifacts import new_product
 from llm_core.settings.align import AlignConfig
 
 PROMPTS = [f"p{i}" for i in range(40)]
@@ -47,3 +50,29 @@ def test_what_was_asked_for_is_told_apart(aligned: dict[str, object], missed: se
     row = compare(aligned, figures(0.5, 0.6))
     assert {name for name, kept in row["kept"].items() if not kept} == missed
     assert row["gains"]["sampled"]["from"] == pytest.approx(0.525)
+
+
+def test_a_model_is_remembered_for_its_settings_and_its_products_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in ("chat", "reward", "votes", "corpus", "shards")]
+    for path in paths:
+        with new_product(path, path.name):
+            pass
+    made: list[AlignConfig] = []
+
+    def align(config: AlignConfig, *, out: Path, **_: object) -> None:
+        made.append(config)
+        with new_product(out, "aligned"):
+            pass
+
+    monkeypatch.setattr(feedback, "align", align)
+    products = Products(*paths)
+    work = products.work(tmp_path / "work", 800)
+    places = [feedback.tune(products, "dpo", 0, work, {"steps": steps})[0] for steps in (5, 5, 6)]
+    assert [config.steps for config in made] == [5, 6]
+    assert places[0] == places[1] != places[2]
+    assert products.work(tmp_path / "work", 801) != work == Products(*paths).work(tmp_path / "work", 800)
+    with new_product(tmp_path / "other", "chat", {"other": True}):
+        pass
+    assert Products(tmp_path / "other", *paths[1:]).work(tmp_path / "work", 800) != work
